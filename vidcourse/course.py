@@ -158,8 +158,8 @@ def report(**numbers: Any) -> None:
 # %% ../nbs/00_start_here.ipynb #00033
 class Exercise:
     "An exercise that checks itself: `check(answer)` prints, never raises, and returns True or False."
-    def __init__(self, name: str, test: Callable[[Any], Any], hint: str = ""):
-        self.name, self.test, self.hint = name, test, hint
+    def __init__(self, name: str, check: Callable[[Any], Any], hint: str = ""):
+        self.name, self.test, self.hint = name, check, hint
 
     def check(self, answer: Any) -> bool:
         "Run the test on `answer`; a failed assertion's message is the hint."

@@ -58,12 +58,12 @@ def track(
 
     The object is what differs from the background (black if not given) by more than `threshold` in some
     channel; a known `mask` (0 to 1) replaces that rule. Colour is the mean over the object's core, the
-    pixels of at least three quarters of the largest weight, so that blended edges don't darken it.
+    pixels of at least 0.9 of the largest weight, so that blended edges don't darken it.
     """
     weights = brightness(clips, background) if mask is None else mask
     weights = weights * (weights > threshold)
     peak = weights.amax((-2, -1), keepdim=True)
-    core = ((weights >= 0.75 * peak) & (peak > 0)).to(clips.dtype)
+    core = ((weights >= 0.9 * peak) & (peak > 0)).to(clips.dtype)
     rgb = (clips + 1) / 2
     colours = torch.einsum("ncthw,nthw->ntc", rgb, core) / core.sum((-2, -1)).clamp_min(1)[..., None]
     area = (weights > 0.5 * peak).to(clips.dtype).mean((-2, -1))

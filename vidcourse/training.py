@@ -202,7 +202,7 @@ def layout(run) -> dict[str, list[int]]:
 # %% ../nbs/03_training.ipynb #03066
 class Checkpoints(Updates):
     "Adds `save` and `load`. See `Trainer`."
-    REMEMBERED = ("step", "seconds", "skipped", "in_a_row", "sums", "history")
+    REMEMBERED = ("seed", "step", "seconds", "skipped", "in_a_row", "sums", "history")
 
     def save(self) -> None:
         "Writes a checkpoint to `out`. It counts from the moment state.json names it; older ones go after that. OSError."

@@ -1,0 +1,151 @@
+"MoCoGAN: what a reader would be bored by. The mathematics is asserted in notebooks 10 to 13."
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vidcourse.data import load
+from vidcourse.mocogan import CONFIGS, MoCoGAN, load_pretrained, networks
+from vidcourse.mocogan.latents import code_grid, draw_codes, with_motion
+from vidcourse.mocogan.model import make_trainer, step_on, train
+from vidcourse.mocogan.networks import count
+
+SMOKE = CONFIGS["smoke"]
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return load("shapes", n=12, size=16, length=16, seed=0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return MoCoGAN(SMOKE)
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, 40])
+def test_any_length(model, length):
+    clips = model.sample(3, length, torch.Generator().manual_seed(1))
+    assert clips.shape == (3, 3, length, 16, 16) and clips.abs().max() <= 1
+
+
+def test_same_seed_same_clip_and_longer_goes_on(model):
+    short, again, long = (model.sample(2, t, torch.Generator().manual_seed(5)) for t in (6, 6, 9))
+    assert torch.equal(short, again)
+    torch.testing.assert_close(long[:, :, :6], short)
+    assert not torch.equal(short, model.sample(2, 6, torch.Generator().manual_seed(6)))
+
+
+@pytest.mark.parametrize("wrong", [dict(n=0), dict(length=0), dict(category=4), dict(category=-1), dict(category=torch.tensor([0, 1, 2]))])
+def test_bad_requests(model, wrong):
+    with pytest.raises(ValueError):
+        model.sample(**({"n": 2, "length": 4} | wrong))
+
+
+def test_category_of_a_model_without():
+    with pytest.raises(ValueError, match="without categories"):
+        MoCoGAN(replace(SMOKE, categories=0, category_loss="none", video_critic="full")).sample(1, category=0)
+
+
+def test_mixing_unequal_numbers():
+    a, b = (draw_codes(n, 3, content=2, motion=2) for n in (2, 3))
+    assert len(code_grid(a, b)) == 6
+    with pytest.raises(ValueError, match="2 contents"):
+        with_motion(a, b)
+
+
+@pytest.mark.parametrize("field, value", [("image_critic", "big"), ("norm", "layer"), ("category_into", "critic"), ("size", 48), ("length", 9)])
+def test_impossible_configurations(field, value):
+    with pytest.raises(ValueError):
+        networks(replace(CONFIGS["paper"], **{field: value}))
+
+
+def test_released_sizes():
+    with torch.device("meta"):
+        found = {name: count(net) for name, net in networks(CONFIGS["paper"]).items()}
+    assert found == {"generator": 3_298_836, "image_critic": 663_296, "video_critic": 11_253_504}
+
+
+def test_save_and_load(model, tmp_path):
+    model.save(tmp_path / "w.safetensors", data="shapes")
+    back = MoCoGAN.load(tmp_path / "w.safetensors")
+    assert back.config == model.config and back.facts["data"] == "shapes"
+    assert torch.equal(back.sample(2, 4, torch.Generator().manual_seed(0)), model.sample(2, 4, torch.Generator().manual_seed(0)))
+
+
+def test_weights_that_are_not(tmp_path, model):
+    (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", {"vidcourse": json.dumps({"format": 1, "system": "navs", "config": {}})})
+    save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", {"vidcourse": json.dumps({"format": 1, "system": "mocogan", "config": {"colour": 3}})})
+    for name in ("pickle", "foreign", "other", "old"):
+        with pytest.raises(ValueError):
+            MoCoGAN.load(tmp_path / f"{name}.safetensors")
+    with pytest.raises(FileNotFoundError):
+        MoCoGAN.load(tmp_path / "none.safetensors")
+
+
+def test_train_leaves_weights_and_resumes_alike(shapes, tmp_path):
+    config = replace(SMOKE, steps=4, decay=False)
+    whole = train(shapes, config, steps=4, seed=3, progress=False)
+    train(shapes, config, steps=2, seed=3, out=tmp_path, progress=False)
+    resumed = train(shapes, config, steps=4, seed=3, out=tmp_path, resume=True, progress=False)
+    for a, b in zip(whole.networks["generator"].state_dict().values(), resumed.networks["generator"].state_dict().values()):
+        assert torch.equal(a, b)
+    assert MoCoGAN.load(tmp_path / "weights.safetensors").facts["steps"] == 4
+
+
+def test_clips_of_another_size(shapes):
+    with pytest.raises(ValueError, match="size=32"):
+        train(shapes, CONFIGS["laptop"], steps=1, progress=False)
+
+
+def test_labels_decide_the_categories(shapes):
+    two = shapes.select(np.flatnonzero(np.asarray(shapes.labels) < 2))
+    assert train(two, SMOKE, steps=1, progress=False).config.categories == len(two.label_names)
+
+
+@pytest.mark.parametrize("changes", [dict(category_loss="infogan"), dict(category_loss="released", weight_decay=1e-5), dict(category_loss="none"), dict(image_critic="none"),
+                                     dict(spectral=False, r1=0.1), dict(norm="batch", spectral=False, noise=0.1, fresh_fakes=True), dict(category_into="generator"), dict(average=0.0),
+                                     dict(video_critic="patch", category_loss="none"), dict(precision="bf16")])
+def test_every_recipe_takes_a_step(shapes, changes):
+    assert train(shapes, replace(SMOKE, **changes), steps=2, progress=False).sample(1, 3).isfinite().all()
+
+
+def one_step(shapes, **changes):
+    config = replace(SMOKE, **changes)
+    trainer = make_trainer(config, seed=0)
+    before = trainer.networks["video_critic"].kind.weight.detach().clone()
+    step_on(shapes, config)(trainer)
+    return before, trainer.networks["video_critic"].kind.weight.detach()
+
+
+def test_who_trains_the_category_head(shapes):
+    assert torch.equal(*one_step(shapes, category_loss="released", weight_decay=0.0))
+    assert not torch.equal(*one_step(shapes, category_loss="released", weight_decay=1e-5))      # decay alone moves it, towards zero
+    assert not torch.equal(*one_step(shapes, category_loss="infogan"))
+    assert not torch.equal(*one_step(shapes, category_loss="labels"))
+
+
+def test_generator_step_leaves_critics_alone(shapes):
+    config = replace(SMOKE, rate_critic=0.0)
+    trainer = make_trainer(config, seed=0)
+    before = [p.detach().clone() for p in trainer.networks["image_critic"].parameters()]
+    step_on(shapes, config)(trainer)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.networks["image_critic"].parameters()))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_shipped_weights_move(seed):
+    clips = load_pretrained("shapes", seed).sample(4, generator=torch.Generator().manual_seed(0))
+    assert clips.shape == (4, 3, 16, 32, 32) and clips.diff(dim=2).abs().mean() > 0.005
+
+
+def test_weights_that_do_not_ship():
+    with pytest.raises(FileNotFoundError, match="mocogan_shapes_seed0"):
+        load_pretrained("cats")
