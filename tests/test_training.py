@@ -1,5 +1,5 @@
 "The training loop: resume bit for bit after kill -9, atomic files, bad files, several processes, the guard. Dull on purpose."
-import json, math, os, pickle, random, signal, socket, subprocess, sys, textwrap, time
+import json, math, os, pickle, signal, socket, subprocess, sys, textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,49 +109,60 @@ def test_kill_between_checkpoints_loses_only_the_steps_since(tmp_path, unbroken)
     resumed.fit(step, 20, resume=True, progress=False)
     assert_equal(everything(unbroken), everything(resumed))
 
-@pytest.mark.parametrize("call", ["replace 1", "replace 2", "fsync 1", "fsync 2", "unlink 3"])
-def test_kill_inside_save_leaves_a_whole_checkpoint(tmp_path, call):
-    "The process dies just before the n-th file operation of its second save (unlink 1 and 2 are the temporaries)."
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+@posix
+def test_kill_inside_save_leaves_a_whole_checkpoint(tmp_path):
+    "Children die just before the n-th file operation of their second save (unlink 1 and 2 are the temporaries)."
     body = """
     from pathlib import Path
-    out, name, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    t = toy(out=out, save_every=100); t.fit(step, 5, progress=False)
-    where = Path if name == "unlink" else os
-    real, calls = getattr(where, name), []
-    def deadly(*a, **k):
-        calls.append(a)
-        if len(calls) == n: os.kill(os.getpid(), signal.SIGKILL)
-        return real(*a, **k)
-    setattr(where, name, deadly)
-    t.fit(step, 9, progress=False)
+    def child(out, name, n):
+        t = toy(out=out, save_every=100); t.fit(step, 5, progress=False)
+        where = Path if name == "unlink" else os
+        real, calls = getattr(where, name), []
+        def deadly(*a, **k):
+            calls.append(a)
+            if len(calls) == n: os.kill(os.getpid(), signal.SIGKILL)
+            return real(*a, **k)
+        setattr(where, name, deadly)
+        t.fit(step, 9, progress=False)
+    import torch.utils.tensorboard
+    for case in sys.argv[2:]:
+        pid = os.fork()
+        if pid == 0: child(sys.argv[1] + "/" + case, case.split()[0], int(case.split()[1])); os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     """
-    killed = script(tmp_path, body, tmp_path / "run", *call.split())
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    t = toy(out=tmp_path / "run")
-    t.load()
-    assert t.step == (9 if call == "unlink 3" else 5)
-    t.fit(step, 10, resume=True, progress=False)
-    left = sorted(p.name for p in (tmp_path / "run").iterdir())
-    assert len([n for n in left if "checkpoint" in n]) == 1 and not [n for n in left if n.startswith(".")], left
-
-def test_kill_at_random_moments_of_a_run_that_saves_all_the_time(tmp_path):
-    body = "\ntoy(out=sys.argv[1], save_every=1).fit(step, 100_000, resume=True, progress=False)\n"
-    (tmp_path / "script.py").write_text(TOY + body)
-    luck, reached = random.Random(0), 0
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run")], env=ENV, stderr=subprocess.PIPE)
-        begun, before = time.time(), (tmp_path / "run" / "state.json").stat().st_mtime_ns if reached else 0
-        while process.poll() is None and time.time() - begun < 60:  # it has saved at least once more
-            state = tmp_path / "run" / "state.json"
-            if state.exists() and state.stat().st_mtime_ns != before: break
-            time.sleep(0.01)
-        time.sleep(luck.random() * 0.15)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()
-        t = toy(out=tmp_path / "run")
+    cases = ["replace 1", "replace 2", "fsync 1", "fsync 2", "unlink 3"]
+    done = script(tmp_path, body, tmp_path, *cases)
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(cases), done.stderr
+    for case in cases:
+        t = toy(out=tmp_path / case)
         t.load()
-        assert t.step > reached
-        reached = t.step
+        assert t.step == (9 if case == "unlink 3" else 5), case
+        t.fit(step, 10, resume=True, progress=False)
+        left = sorted(p.name for p in (tmp_path / case).iterdir())
+        assert len([n for n in left if "checkpoint" in n]) == 1 and not [n for n in left if n.startswith(".")], left
+
+@posix
+def test_kill_at_random_moments_of_a_run_that_saves_all_the_time(tmp_path):
+    body = """
+    import random, time
+    from pathlib import Path
+    import torch.utils.tensorboard
+    out, luck = Path(sys.argv[1]), random.Random(0)
+    for _ in range(12):
+        pid = os.fork()
+        if pid == 0: toy(out=out, save_every=1).fit(step, 100_000, resume=True, progress=False)
+        before, begun = (out / "state.json").stat().st_mtime_ns if (out / "state.json").exists() else 0, time.time()
+        while time.time() < begun + 60 and (not (out / "state.json").exists() or (out / "state.json").stat().st_mtime_ns == before): time.sleep(0.002)
+        time.sleep(luck.random() * 0.1)
+        os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+        t = toy(out=out); t.load(); print(t.step)
+    """
+    done = script(tmp_path, body, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    reached = [int(line) for line in done.stdout.split()]
+    assert len(reached) == 12 and all(a < b for a, b in zip(reached, reached[1:])), reached
 
 def test_resume_without_a_checkpoint_starts_and_finished_runs_do_nothing(tmp_path):
     t = toy(out=tmp_path)
@@ -202,6 +213,7 @@ class Bomb:
     def __reduce__(self): return os.system, (f"touch {os.environ['BOMB']}",)
 
 def bad_files(tmp_path):
+    os.environ["BOMB"] = str(tmp_path / "boom")  # the pickle names it
     save_weights(tmp_path / "good", {"w": torch.ones(100)})
     good = (tmp_path / "good").read_bytes()
     torch.save({"w": torch.ones(2)}, tmp_path / "zip"); torch.save({"w": torch.ones(2)}, tmp_path / "legacy", _use_new_zipfile_serialization=False)
@@ -211,13 +223,12 @@ def bad_files(tmp_path):
             "list": as_safetensors({"w": torch.ones(1)}, {"vidcourse": "[1]"}), "newer": as_safetensors({"w": torch.ones(1)}, {"vidcourse": json.dumps({"format": FORMAT + 1})}),
             "older": as_safetensors({"w": torch.ones(1)}, {"vidcourse": json.dumps({"format": 0})})}
 
-def test_other_files_get_one_clear_error_and_run_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("BOMB", str(tmp_path / "boom"))
+def test_other_files_get_one_clear_error_and_run_nothing(tmp_path):
     words = {"pickle": "pickle", "zip": "pickle", "legacy": "pickle", "cut": "cut short", "foreign": "not written by vidcourse", "newer": f"format {FORMAT + 1}", "older": "format 0"}
     for name, data in bad_files(tmp_path).items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=words.get(name, "")) as caught: load_weights(path)
+        with pytest.raises(ValueError, match=words.get(name, "safetensors|vidcourse")) as caught: load_weights(path)
         assert str(path) in str(caught.value) and caught.value.__suppress_context__ | (caught.value.__cause__ is None), name
     assert not (tmp_path / "boom").exists()
     with pytest.raises(FileNotFoundError, match="absent"): load_weights(tmp_path / "absent")
@@ -395,9 +406,9 @@ def test_schedule_reaches_every_group_of_every_optimiser():
 def test_several_trainers_of_different_precision_in_one_process():
     a, b, c = toy(precision="no"), toy(precision="bf16"), toy(precision="no")
     for t in (a, b, c): t.fit(step, 4, progress=False)
+    assert_equal(everything(a), everything(c))
     for t, dtype in ((a, torch.float32), (b, torch.bfloat16)):
         with t.autocast(): assert t.networks["D"](torch.rand(2, 1, 8, 8)).dtype == dtype
-    assert_equal(everything(a), everything(c))
     assert all(p.dtype == torch.float32 for p in b.networks["D"].parameters()) and not torch.equal(a.networks["D"][4].weight, b.networks["D"][4].weight)
 
 def test_bad_settings_say_what_is_accepted():
@@ -411,7 +422,7 @@ def test_progress_is_silent_where_nobody_looks(capfd):
 # ---- several processes
 
 LAUNCHED = """
-    t = toy(seed=int(os.environ.get("RANK", 0)) if sys.argv[2] == "odd" else 0, norm=False, drop=0.0, out=sys.argv[1] + "/run", device=None if "ACCELERATE_USE_CPU" in os.environ else "cpu")
+    t = toy(seed=int(os.environ.get("RANK", 0)) if sys.argv[2] == "odd" else 0, norm=False, drop=0.0, out=sys.argv[1] + "/run", device=None if sys.argv[2] == "auto" else "cpu")
     t.fit(lambda t: step(t, poison=float("nan") if t.step == 3 and t.processes.process_index == t.processes.num_processes - 1 else None), 12, progress=False)
     save_weights(f"{sys.argv[1]}/rank{t.processes.process_index}", everything(t), skipped=t.skipped, n=t.processes.num_processes, history=t.history)
     try: t.shard(torch.zeros(7, 1)); print("shared 7")
@@ -444,11 +455,10 @@ def test_two_processes_equal_one(tmp_path):
         assert "a batch of 7 can't be shared equally by 2 processes" in out
     compare(tmp_path)
 
-def test_accelerate_launch(tmp_path):
+def test_torchrun_without_a_word_about_devices(tmp_path):
+    "On a machine without GPU the processes must find each other too, not train alone."
     (tmp_path / "script.py").write_text(TOY + textwrap.dedent(LAUNCHED))
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = str(s.getsockname()[1])
-    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-                           "--dynamo_backend", "no", "--main_process_port", port, "--num_cpu_threads_per_process", "1", str(tmp_path / "script.py"), str(tmp_path), "odd"],
-                          env={**ENV, "HF_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=150)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py"), str(tmp_path), "auto"],
+                          env={**ENV, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-3000:]
     compare(tmp_path)
