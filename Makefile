@@ -6,6 +6,7 @@
 # For authors (see CONTRIBUTING.md):
 #   make export    write vidcourse/ and README.md from nbs/
 #   make outputs   run NOTEBOOKS and keep their outputs, cleaned                NOTEBOOKS="12_mocogan" PROFILE=laptop
+#   make pictures  redraw the front page's pictures from the shipped weights
 #   make clean     remove the environment and everything made
 PROFILE ?= auto
 OUT ?= _course
@@ -14,21 +15,21 @@ TESTS ?= tests
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: course lab test site export outputs clean
+.PHONY: course lab test site export outputs pictures clean
 .DELETE_ON_ERROR:
 
 course: .venv/.course
-	@$(BIN)/vidcourse run $(NOTEBOOKS) --profile $(PROFILE) --out $(OUT)
+	@$(BIN)/python -m vidcourse run $(NOTEBOOKS) --profile $(PROFILE) --out $(OUT)
 
 lab: .venv/.dev
-	@$(BIN)/jupyter lab nbs
+	@$(BIN)/python -m jupyterlab nbs
 
 test: .venv/.dev
 	@echo "pytest $(TESTS)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -p no:cacheprovider -q --durations=8 $(TESTS)
 
 site: .venv/.course
-	@$(BIN)/vidcourse run $(NOTEBOOKS) --stored --out _site
+	@$(BIN)/python -m vidcourse run $(NOTEBOOKS) --stored --out _site
 
 export: .venv/.dev
 	@$(BIN)/python tests/authoring.py export
@@ -36,6 +37,9 @@ export: .venv/.dev
 outputs: .venv/.dev
 	@test -n "$(NOTEBOOKS)" || { echo 'Say which: make outputs NOTEBOOKS="12_mocogan" PROFILE=laptop' >&2; exit 2; }
 	@$(BIN)/python tests/authoring.py outputs $(NOTEBOOKS) --profile $(PROFILE)
+
+pictures: .venv/.dev
+	@$(BIN)/python tests/authoring.py pictures
 
 clean:
 	rm -rf .venv build dist *.egg-info _course _site

@@ -178,6 +178,19 @@ def test_a_new_run_replaces_the_old_one(tmp_path):
     t.load()
     assert t.step == 4 and len(list(tmp_path.glob("*.safetensors"))) == 1
 
+def test_new_run_that_dies_while_saving_at_the_same_step_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    old, new, real, calls = toy(out=tmp_path), toy(seed=7, out=tmp_path), os.replace, []
+    old.fit(step, 5, progress=False); new.step = 5
+    def replace(*names):
+        calls.append(names)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return real(*names)
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt): new.save()
+    back = toy(seed=9, out=tmp_path)
+    back.load()
+    assert_equal(everything(old), everything(back))
+
 @pytest.mark.parametrize("optimiser", [lambda p: torch.optim.SGD(p, 0.1), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.RMSprop(p, 0.1),
                                        lambda p: torch.optim.Adam(p, 0.1, amsgrad=True), lambda p: torch.optim.NAdam(p, 0.1), lambda p: torch.optim.Adagrad(p, 0.1)])
 def test_optimisers_round_trip(optimiser):
@@ -188,7 +201,7 @@ def test_optimisers_round_trip(optimiser):
     def go(n, o):
         o.zero_grad(); n(torch.arange(75.).view(1, 3, 5, 5) / 75).square().mean().backward(); o.step()
     a, oa = pair(); go(a, oa); go(a, oa)
-    b, ob = pair(); b.load_state_dict(a.state_dict()); load_optimiser(ob, optimiser_tensors(oa))
+    b, ob = pair(); b.load_state_dict(a.state_dict()); load_optimiser(ob, {k: t.clone(memory_format=torch.contiguous_format) for k, t in optimiser_tensors(oa).items()})  # as from a file
     go(a, oa); go(b, ob)
     assert_equal(a.state_dict(), b.state_dict()); assert_equal(optimiser_tensors(oa), optimiser_tensors(ob))
     for p, m in ob.state.items():
@@ -298,6 +311,7 @@ def test_ctrl_c_ends_the_step_saves_and_raises(tmp_path, unbroken):
     with pytest.raises(KeyboardInterrupt, match="after step 13"): toy(out=tmp_path).fit(interrupted, 20, progress=False)
     assert signal.getsignal(signal.SIGINT) is handler
     resumed = toy(out=tmp_path)
+    resumed.load(); assert resumed.step == 13
     resumed.fit(step, 20, resume=True, progress=False)
     assert_equal(everything(unbroken), everything(resumed))
 
@@ -419,12 +433,37 @@ def test_progress_is_silent_where_nobody_looks(capfd):
     t = toy(); t.fit(step, 5)
     assert capfd.readouterr() == ("", "")
 
+# ---- the notebook's exercises
+
+WRONG = {"half_life": ["lambda beta: 1 / (1 - beta)", "lambda beta: int(math.log(0.5) / math.log(beta))"],
+         "warm_cosine": ["lambda step, steps, warm=0.1: 1 - step / steps", "lambda step, steps, warm=0.1: (1 + math.cos(math.pi * step / steps)) / 2"],
+         "accumulate": ["lambda f, n, b, parts: torch.autograd.grad(f(n(b)), list(n.parameters()))",
+                        "lambda f, n, b, parts: [sum(g) for g in zip(*(torch.autograd.grad(f(n(p)), list(n.parameters())) for p in b.chunk(parts)))]"]}
+
+def test_exercises_tell_right_from_wrong(capsys):
+    import re
+    from vidcourse.course import Exercise, exercise
+    cells = json.loads((Path(__file__).parents[1] / "nbs" / "03_training.ipynb").read_text())["cells"]
+    source = ["".join(c["source"]) for c in cells]
+    stubs = [i for i, c in enumerate(cells) if "exercise" in c["metadata"].get("tags", [])]
+    assert len(stubs) == 3
+    mlp = lambda *s: nn.Sequential(*[m for a, b in zip(s, s[1:]) for m in (nn.Linear(a, b), nn.LeakyReLU(0.2))][:-1])
+    for i in stubs:
+        space = {"math": math, "torch": torch, "mlp": mlp, "real_cloud": torch.rand(800, 2), "exercise": exercise}
+        for text in source[i:i + 2]: exec(text, space)
+        name, check = re.match(r"def (\w+)", source[i])[1], next(v for v in space.values() if isinstance(v, Exercise))
+        assert "not yet" in capsys.readouterr().out, "the stub fails"
+        exec(re.search(r"```python\n(.*?)```", source[i + 2], re.S)[1], space)
+        assert check(space[name]) is True, name
+        for wrong in WRONG[name]: assert check(eval(wrong, space)) is False, wrong
+
 # ---- several processes
 
 LAUNCHED = """
     t = toy(seed=int(os.environ.get("RANK", 0)) if sys.argv[2] == "odd" else 0, norm=False, drop=0.0, out=sys.argv[1] + "/run", device=None if sys.argv[2] == "auto" else "cpu")
     t.fit(lambda t: step(t, poison=float("nan") if t.step == 3 and t.processes.process_index == t.processes.num_processes - 1 else None), 12, progress=False)
     save_weights(f"{sys.argv[1]}/rank{t.processes.process_index}", everything(t), skipped=t.skipped, n=t.processes.num_processes, history=t.history)
+    assert len(t.shard(torch.zeros(8, 1))) == 4
     try: t.shard(torch.zeros(7, 1)); print("shared 7")
     except ValueError as error: print(error)
 """

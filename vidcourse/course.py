@@ -7,11 +7,12 @@ __all__ = ['PROFILES', 'COLAB_WITHOUT_GPU', 'REPORT_TYPE', 'FOLDED', 'cpu_name',
 
 # %% ../nbs/00_start_here.ipynb #00008
 import os, platform, re, sys, time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pooch
 import torch

@@ -25,7 +25,7 @@ PEOPLE = ("daria", "denis", "eli", "ido", "ira", "lena", "lyova", "moshe", "shah
 ACTIONS = ("bend", "jack", "wave1", "wave2")
 HOME = "https://www.wisdom.weizmann.ac.il/~vision/VideoAnalysis/Demos/SpaceTimeActions/DB"
 
-# %% ../nbs/01_outside_files.ipynb #01014
+# %% ../nbs/01_outside_files.ipynb #01016
 LIMIT = 500 * 2**20         # bytes: no archive we know of is nearly as large
 
 def stream(url: str, output: str | Path, pooch_: object = None, limit: int = LIMIT) -> None:
@@ -41,7 +41,7 @@ def stream(url: str, output: str | Path, pooch_: object = None, limit: int = LIM
     if promised is not None and done != int(promised):
         raise ConnectionError(f"{url} broke off after {done} of {promised} bytes")
 
-# %% ../nbs/01_outside_files.ipynb #01017
+# %% ../nbs/01_outside_files.ipynb #01019
 def check_zip(path: Path) -> None:
     "ValueError unless every file in an archive reads back whole."
     try:
@@ -59,7 +59,7 @@ def read_lock(lock: Path) -> dict[str, dict]:
     except ValueError as error:
         raise ValueError(f"{lock} is no lock file ({error}); restore it, or delete it to accept what is fetched next") from error
 
-# %% ../nbs/01_outside_files.ipynb #01018
+# %% ../nbs/01_outside_files.ipynb #01020
 def record(lock: Path, path: Path) -> None:
     "Write the checksum of a file into the lock file, beside those that are there."
     data = path.read_bytes()
@@ -79,7 +79,7 @@ def retrieve(url: str, folder: Path, known: str | None, limit: int, attempts: in
                 raise ConnectionError(f"{url} could not be fetched: {error}. Nothing half-written was kept; run the same command again") from error
             time.sleep(.1 * 4**attempt)
 
-# %% ../nbs/01_outside_files.ipynb #01019
+# %% ../nbs/01_outside_files.ipynb #01021
 def download(url: str, folder: str | Path, lock: str | Path, limit: int = LIMIT, attempts: int = 3) -> Path:
     """Fetch an archive, whole and the same as the first time. The first time, its checksum goes into `lock`.
 
@@ -103,7 +103,7 @@ def download(url: str, folder: str | Path, lock: str | Path, limit: int = LIMIT,
         record(lock, path)
     return path
 
-# %% ../nbs/01_outside_files.ipynb #01025
+# %% ../nbs/01_outside_files.ipynb #01027
 def unpack(archive: Path, folder: Path, wanted: str, limit: int = LIMIT) -> dict[str, Path]:
     """Take the files whose plain name matches `wanted` out of an archive, into one flat folder.
 
@@ -124,7 +124,7 @@ def unpack(archive: Path, folder: Path, wanted: str, limit: int = LIMIT) -> dict
             (folder / name).write_bytes(source.read(info))
     return {name: folder / name for name in names}
 
-# %% ../nbs/01_outside_files.ipynb #01030
+# %% ../nbs/01_outside_files.ipynb #01034
 def map_member(path: Path, name: str) -> np.memmap:
     "An array inside an .npz, mapped where it lies in the file. ValueError when it was compressed."
     with zipfile.ZipFile(path) as archive:
@@ -141,7 +141,7 @@ def map_member(path: Path, name: str) -> np.memmap:
             raise ValueError(f"{path} holds Python objects; these are never loaded, since that could run code")
         return np.memmap(path, dtype, "r", file.tell(), shape, order="F" if fortran else "C")
 
-# %% ../nbs/01_outside_files.ipynb #01031
+# %% ../nbs/01_outside_files.ipynb #01035
 def open_npz(path: str | Path, mmap: bool = False) -> tuple[dict[str, np.ndarray], str]:
     "The arrays of an archive and the name of the one with pictures; FileNotFoundError or ValueError says what is wrong with it."
     path = Path(path)
@@ -158,7 +158,7 @@ def open_npz(path: str | Path, mmap: bool = False) -> tuple[dict[str, np.ndarray
         raise ValueError(f"{path} is no archive of clips: {what}") from error
     return ({**arrays, pictures: map_member(path, pictures)} if mmap else arrays), pictures
 
-# %% ../nbs/01_outside_files.ipynb #01034
+# %% ../nbs/01_outside_files.ipynb #01038
 def around_motion(frames: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t h side c"]:
     "Cut the widest square out of landscape frames, centred (left to right) on what moves."
     t, h, w, c = frames.shape
@@ -169,7 +169,7 @@ def around_motion(frames: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t 
     left = int(np.clip(round(centre - h / 2), 0, w - h))
     return frames[:, :, left:left + h]
 
-# %% ../nbs/01_outside_files.ipynb #01037
+# %% ../nbs/01_outside_files.ipynb #01041
 def convert(videos: dict[str, Path], target: Path, size: int = 64) -> Path:
     "Videos named person_action.avi to one .npz of the course, all or nothing. ValueError names what is missing."
     order = [(p, a) for p in range(len(PEOPLE)) for a in range(len(ACTIONS))]
@@ -183,7 +183,7 @@ def convert(videos: dict[str, Path], target: Path, size: int = 64) -> Path:
                  action_names=np.array(ACTIONS), person_names=np.array(PEOPLE))
     return target
 
-# %% ../nbs/01_outside_files.ipynb #01038
+# %% ../nbs/01_outside_files.ipynb #01042
 def fetch_weizmann(out: str | Path | None = None, base_url: str = HOME, lock: str | Path | None = None, keep: bool = False, force: bool = False) -> Path:
     """Fetch the Weizmann actions, check them, and write `weizmann64.npz` into `out` (default: `data_root()`).
 
@@ -205,7 +205,7 @@ def fetch_weizmann(out: str | Path | None = None, base_url: str = HOME, lock: st
         waiting.rmdir() if not any(waiting.iterdir()) else None
     return target
 
-# %% ../nbs/01_outside_files.ipynb #01039
+# %% ../nbs/01_outside_files.ipynb #01043
 FETCHERS = {"weizmann": fetch_weizmann}
 
 def fetch(name: str, **options) -> Path:

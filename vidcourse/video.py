@@ -2,15 +2,16 @@
 
 # %% auto #0
 __all__ = ['Clip', 'MOVING', 'STILL', 'IMAGES', 'encode', 'pictures', 'apng', 'describe', 'to_float', 'to_uint8', 'as_frames',
-           'grid', 'show', 'film_strip', 'strip', 'mp4', 'gif', 'decode', 'atomic', 'strip_png', 'npz', 'write', 'fit',
-           'read_image', 'read_strip', 'read_npz', 'read']
+           'grid', 'show', 'film_strip', 'strip', 'mp4', 'gif', 'whole', 'decode', 'atomic', 'strip_png', 'npz',
+           'write', 'fit', 'read_image', 'read_strip', 'read_npz', 'read']
 
 # %% ../nbs/00_video.ipynb #00006
-import io, os, uuid, zipfile
+import io, os, uuid, zipfile, zlib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import av
 import matplotlib.pyplot as plt
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 # %% ../nbs/00_video.ipynb #00007
-def encode(frames: Iterator[av.VideoFrame], size: tuple[int, int], fps: float, codec: str, container: str, pixels: str, **options: str) -> bytes:
+def encode(frames: Iterator[av.VideoFrame], size: tuple[int, int], fps: int | float, codec: str, container: str, pixels: str, **options: str) -> bytes:
     "Frames of `size` (height, width) through one of ffmpeg's encoders, in memory."
     memory = io.BytesIO()
     with av.open(memory, "w", format=container, options={"plays": "0"} if container == "apng" else {}) as file:
@@ -40,7 +41,7 @@ def pictures(frames: UInt8[np.ndarray, "t h w 3"]) -> Iterator[av.VideoFrame]:
     "Frames as ffmpeg likes them."
     return (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames)
 
-def apng(frames: UInt8[np.ndarray, "t h w 3"], fps: float = 8) -> bytes:
+def apng(frames: UInt8[np.ndarray, "t h w 3"], fps: int | float = 8) -> bytes:
     "An animated PNG: lossless, and shown by notebooks as a plain `image/png`."
     return encode(pictures(frames), frames.shape[1:3], fps, "apng", "apng", "rgb24", pred="mixed")
 
@@ -102,7 +103,7 @@ def grid(clips: Clip, columns: int | None = None, gap: int = 2) -> UInt8[np.ndar
     return page
 
 # %% ../nbs/00_video.ipynb #00025
-def show(clips: Clip, columns: int | None = None, fps: float = 8, scale: int | None = None, caption: str | None = None) -> None:
+def show(clips: Clip, columns: int | None = None, fps: int | float = 8, scale: int | None = None, caption: str | None = None) -> None:
     "Show clips moving, in a grid, as an animated PNG; `scale` (a whole number) enlarges the pixels."
     page = grid(clips, columns)
     scale = scale or max(1, 384 // page.shape[2])
@@ -116,7 +117,7 @@ def film_strip(clips: Clip, every: int = 1, gap: int = 0) -> UInt8[np.ndarray, "
     frames = as_frames(clips)[:, ::every]
     return grid(rearrange(frames, "n t h w c -> (n t) 1 h w c"), frames.shape[1], gap)[0]
 
-def strip(clips: Clip, every: int = 1, labels: list[str] | None = None, caption: str | None = None, width: float = 9) -> None:
+def strip(clips: Clip, every: int = 1, labels: list[str] | None = None, caption: str | None = None, width: int | float = 9) -> None:
     "Show clips as a still film strip: a row for each clip, frame numbers below; `width` in inches."
     n, t, h, w, _ = as_frames(clips).shape
     shown = range(0, t, every)
@@ -132,12 +133,12 @@ def strip(clips: Clip, every: int = 1, labels: list[str] | None = None, caption:
         display(Markdown(f"*{caption}*"))
 
 # %% ../nbs/00_video.ipynb #00037
-def mp4(frames: UInt8[np.ndarray, "t h w 3"], fps: float = 8, crf: int = 14) -> bytes:
+def mp4(frames: UInt8[np.ndarray, "t h w 3"], fps: int | float = 8, crf: int = 14) -> bytes:
     "H.264 that every browser plays; an odd height or width is padded by one pixel. A lower `crf` is better and larger."
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     return encode(pictures(frames), frames.shape[1:3], fps, "libx264", "mp4", "yuv420p", crf=str(crf))
 
-def gif(frames: UInt8[np.ndarray, "t h w 3"], fps: float = 8) -> bytes:
+def gif(frames: UInt8[np.ndarray, "t h w 3"], fps: int | float = 8) -> bytes:
     "A GIF with one palette of 256 colours for all frames; its clock counts hundredths of a second."
     t, h, w, _ = frames.shape
     indexed = PILImage.fromarray(frames.reshape(t * h, w, 3)).quantize(256, dither=PILImage.Dither.NONE)
@@ -148,6 +149,16 @@ def gif(frames: UInt8[np.ndarray, "t h w 3"], fps: float = 8) -> bytes:
     return encode((av.VideoFrame.from_ndarray((i, palette), format="pal8") for i in indices), (h, w), fps, "gif", "gif", "pal8")
 
 # %% ../nbs/00_video.ipynb #00041
+def whole(path: Path | io.BytesIO, kind: str) -> bool:
+    "Does a GIF or animated PNG end as it must, and is an AVI as long as it says? True for other kinds, and for bytes in memory."
+    ends = {"gif": b";", "apng": b"IEND\xaeB`\x82"}.get(kind, b"")
+    if isinstance(path, io.BytesIO):
+        return True
+    with open(path, "rb") as file:
+        promised, size = int.from_bytes(file.read(8)[4:], "little"), file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 64))
+        return file.read().rstrip(b"\0").endswith(ends) and not (kind == "avi" and size + 1 < promised + 8 < 2**32)
+
 def decode(path: Path | io.BytesIO, max_frames: int | None = None) -> Iterator[UInt8[np.ndarray, "1 h w 3"]]:
     "Frame after frame of a video, GIF or animated PNG, upright; ValueError when the file is broken or ends too early."
     try:
@@ -160,10 +171,12 @@ def decode(path: Path | io.BytesIO, max_frames: int | None = None) -> Iterator[U
                     count += 1
                     if count == max_frames:
                         return
-            if damaged or ("mp4" in file.format.name and packets < stream.frames):
+            kind = file.format.name
+            if damaged or ("mp4" in kind and packets < stream.frames) or not whole(path, kind):
                 raise ValueError(f"{path} is cut short: {packets} of {stream.frames or '?'} frames are there; copy or download it again")
     except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} can't be read as a video ({error}); it may be incomplete, or of another kind") from error
+        reason = getattr(error, "strerror", None) or "no video in it"
+        raise ValueError(f"{path} can't be read as a video ({reason}); it may be incomplete, or of another kind") from error
 
 # %% ../nbs/00_video.ipynb #00046
 @contextmanager
@@ -203,7 +216,7 @@ def npz(frames: UInt8[np.ndarray, "n t h w 3"]) -> bytes:
 
 MOVING, STILL = {".mp4": mp4, ".gif": gif, ".apng": apng}, {".png": strip_png, ".npz": npz}
 
-def write(path: str | Path, clips: Clip, fps: float = 8) -> Path:
+def write(path: str | Path, clips: Clip, fps: int | float = 8) -> Path:
     """Write clips as the suffix says: .mp4, .gif, .apng (moving; several make a grid), .png (film strip), .npz (exact).
 
     ValueError for another suffix or bad clips, OSError when the file can't be written; never leaves half a file.
@@ -254,10 +267,12 @@ def read_strip(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
 
 def read_npz(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
     "The one clip of an archive; ValueError when it holds none or several."
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no .npz archive; it may be incomplete, or a web page saved under this name")
     try:
         with np.load(path, allow_pickle=False) as archive:
             frames, several = as_frames(archive["frames"]), "offsets" in archive and len(archive["offsets"]) > 2
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no archive of clips: {error}") from error
     if several or len(frames) > 1:
         raise ValueError(f"{path} holds several clips, read takes one; vidcourse.data loads them all")

@@ -1,0 +1,408 @@
+"""vidcourse.video: layouts, files there and back, and every kind of bad input."""
+import errno, os, re, subprocess, sys, textwrap
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vidcourse import video
+from vidcourse.video import (apng, as_frames, atomic, decode, film_strip, fit, grid, read, show, strip, to_float, to_uint8, write)
+
+try:
+    from jaxtyping import TypeCheckError as ShapeError       # raised earlier where the shape checks of jaxtyping are switched on
+except ImportError:
+    ShapeError = TypeError
+
+
+@pytest.fixture
+def clip():
+    "A disc that moves over a ramp: uint8 (12, 32, 48, 3)."
+    t, y, x = np.mgrid[:12, :32, :48]
+    disc = np.hypot(y - 16, x - 8 - 2.5 * t) < 7
+    return np.stack([np.where(disc, 250, 20), np.where(disc, 120, 2 * y), 3 * x + t], -1).astype(np.uint8)
+
+
+class refuses:
+    "ValueError whose text matches; or jaxtyping's own error where that came first."
+    def __init__(self, pattern):
+        self.pattern = pattern
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        assert kind is not None, f"not refused; expected an error like {self.pattern!r}"
+        if issubclass(kind, ShapeError):
+            return True
+        return issubclass(kind, ValueError) and bool(re.search(self.pattern, str(error)))
+
+
+# ---- the two layouts
+
+def test_all_256_values_survive():
+    values = np.arange(256, dtype=np.uint8).reshape(2, 8, 16, 1)
+    for frames in (values, values[None], values.repeat(3, -1)):
+        assert np.array_equal(to_uint8(to_float(frames)), frames)
+    clips = to_float(values)
+    assert clips.dtype == torch.float32 and clips.min() == -1 and clips.max() == 1
+    assert torch.equal(to_float(torch.as_tensor(values)), clips)
+
+
+def test_axes(clip):
+    clips = to_float(np.stack([clip, clip[::-1]]))
+    assert clips.shape == (2, 3, 12, 32, 48)
+    assert clips[1, 2, 3, 4, 5] == clip[::-1][3, 4, 5, 2] / 127.5 - 1
+    assert to_float(clip).shape == (3, 12, 32, 48)
+
+
+def test_rounding_is_to_the_nearest():
+    x = torch.full((1, 1, 1, 1), 100.4 / 127.5 - 1)
+    assert to_uint8(x).item() == 100 and to_uint8(x + 0.2 / 127.5).item() == 101
+
+
+@pytest.mark.parametrize("bad, pattern", [
+    (torch.zeros(3, 4, 8, 8, dtype=torch.uint8), "float tensor.*uint8"), (np.zeros((3, 4, 8, 8), np.float32), "float tensor.*ndarray"),
+    (torch.zeros(4, 8, 8), r"\(4, 8, 8\)"), (torch.zeros(1, 1, 3, 4, 8, 8), "shape"), (torch.zeros(4, 3, 8, 8), "swapped"),
+    ("clip.mp4", "got str"), (None, "NoneType")])
+def test_to_uint8_refuses(bad, pattern):
+    with refuses(pattern):
+        to_uint8(bad)
+
+
+def test_to_uint8_refuses_values_that_are_no_picture():
+    clips = torch.zeros(3, 4, 8, 8)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        clips[0, 1, 2, 3] = value
+        with refuses("1 of 768 values are NaN or infinite"):
+            to_uint8(clips)
+        with refuses("NaN"):
+            to_uint8(clips, clamp=True)
+    clips[0, 1, 2, 3] = 1.01
+    with refuses("clamp=True"):
+        to_uint8(clips)
+    assert to_uint8(clips, clamp=True).max() == 255
+    clips[0, 1, 2, 3] = 1 + 5e-5                                # what float arithmetic leaves over is no mistake
+    assert to_uint8(clips)[1, 2, 3, 0] == 255
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((4, 8, 8, 3), np.int64), torch.zeros(4, 8, 8, 3), [[1]]])
+def test_to_float_refuses(bad):
+    with refuses("expected uint8 frames"):
+        to_float(bad)
+
+
+# ---- pages and strips
+
+def test_as_frames(clip):
+    assert as_frames(clip).shape == (1, 12, 32, 48, 3)
+    assert np.array_equal(as_frames(to_float(clip))[0], clip) and np.array_equal(as_frames(torch.as_tensor(clip))[0], clip)
+    assert np.array_equal(as_frames(clip[..., :1])[0], clip[..., :1].repeat(3, -1))
+    for bad in (clip.astype(float), clip[..., :2], clip[0], to_float(clip).bool(), "x"):
+        with refuses("expected"):
+            as_frames(bad)
+    with refuses("nothing in it"):
+        as_frames(clip[:0])
+
+
+def test_grid_and_film_strip(clip):
+    clips = np.stack([clip, 255 - clip, clip[::-1]])
+    page = grid(clips, columns=2)
+    assert page.shape == (12, 66, 98, 3)
+    assert np.array_equal(page[:, :32, 50:], clips[1]) and np.array_equal(page[:, 34:, :48], clips[2]) and (page[:, 34:, 50:] == 255).all()
+    assert np.array_equal(grid(clip), clip)
+    image = film_strip(clips, every=5)
+    assert image.shape == (96, 3 * 48, 3) and np.array_equal(image[32:64, 96:], clips[1, 10])
+
+
+def test_show_and_strip(clip, monkeypatch):
+    shown = []
+    monkeypatch.setattr(video, "display", shown.append)
+    show(clip, caption="a disc")
+    data, metadata = shown[0]._repr_mimebundle_()
+    assert "image/png" in data and shown[1].data == "*a disc*"
+    monkeypatch.setattr(video.plt, "show", lambda: shown.append(video.plt.gcf()))
+    strip(clip, every=3, labels=["disc"])
+    assert [tick.get_text() for tick in shown[-1].axes[0].get_xticklabels()] == ["0", "3", "6", "9"]
+    video.plt.close("all")
+
+
+def test_apng_keeps_every_frame(tmp_path):
+    still = np.full((6, 8, 8, 3), 7, np.uint8)                  # some encoders merge equal frames
+    path = tmp_path / "still.png"
+    path.write_bytes(apng(still))
+    assert path.read_bytes().startswith(b"\x89PNG") and np.array_equal(read(path), still)
+
+
+# ---- files there and back
+
+@pytest.mark.parametrize("suffix", [".npz", ".png", ".apng", ".PNG"])
+def test_exact_round_trip(tmp_path, clip, suffix):
+    assert np.array_equal(read(write(tmp_path / f"a{suffix}", clip)), clip)
+    assert np.array_equal(read(write(tmp_path / f"b{suffix}", to_float(clip))), clip)
+
+
+@pytest.mark.parametrize("suffix, error", [(".mp4", 12), (".gif", 12)])
+def test_lossy_round_trip(tmp_path, clip, suffix, error):
+    still = np.concatenate([clip, clip[-1:].repeat(4, 0)])      # equal frames at the end must stay
+    back = read(write(tmp_path / f"a{suffix}", still))
+    assert back.shape == still.shape and np.sqrt(((back.astype(float) - still) ** 2).mean()) < error
+
+
+def test_gif_with_few_colours_is_exact(tmp_path, clip):
+    few = clip // 128 * 128
+    assert np.array_equal(read(write(tmp_path / "a.gif", few)), few)
+
+
+def test_odd_sizes_and_one_frame(tmp_path, clip):
+    assert read(write(tmp_path / "odd.mp4", clip[:, :31, :47])).shape == (12, 32, 48, 3)
+    for suffix in (".mp4", ".gif", ".apng", ".npz"):
+        assert read(write(tmp_path / f"one{suffix}", clip[:1])).shape == (1, 32, 48, 3)
+    assert np.array_equal(read(write(tmp_path / "one.png", clip[:1])), clip[:1])
+
+
+@pytest.mark.parametrize("fps", [8, 12.5, 30])
+def test_frames_a_second(tmp_path, clip, fps):
+    with av.open(str(write(tmp_path / "a.mp4", clip, fps=fps))) as file:
+        assert abs(file.streams.video[0].average_rate - Fraction(fps)) < 1e-3
+
+
+def test_several_clips(tmp_path, clip):
+    clips = np.stack([clip, clip[::-1], 255 - clip])
+    assert read(write(tmp_path / "a.apng", clips)).shape == (12, 66, 98, 3)
+    for suffix in (".png", ".npz"):
+        with pytest.raises(ValueError, match="read takes one"):
+            read(write(tmp_path / f"a{suffix}", clips))
+    assert np.array_equal(np.load(tmp_path / "a.npz")["frames"], clips)
+    np.savez(tmp_path / "b.npz", frames=clips[0], offsets=[0, 5, 12])
+    with pytest.raises(ValueError, match="several clips"):
+        read(tmp_path / "b.npz")
+
+
+def test_foreign_strips(tmp_path, clip):
+    square = clip[:, :, :32]
+    Image.fromarray(np.concatenate(square, 1)).save(tmp_path / "across.png")
+    Image.fromarray(np.concatenate(square, 0)).save(tmp_path / "down.png")
+    for name in ("across.png", "down.png"):
+        assert np.array_equal(read(tmp_path / name), square)
+    Image.fromarray(clip[0]).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match="32 x 48: no row of square frames"):
+        read(tmp_path / "photo.png")
+
+
+def test_folder_of_frames(tmp_path, clip):
+    for k in range(12):
+        Image.fromarray(clip[k]).save(tmp_path / f"{k:03d}.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    (tmp_path / ".hidden.png").write_text("nor this")
+    assert np.array_equal(read(tmp_path), clip) and np.array_equal(read(tmp_path, max_frames=5), clip[:5])
+    Image.fromarray(clip[0, :20]).save(tmp_path / "999.png")
+    with pytest.raises(ValueError, match="different sizes"):
+        read(tmp_path)
+    assert read(tmp_path, size=16).shape == (13, 16, 16, 3)
+    (tmp_path / "5.png").write_bytes((tmp_path / "004.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match="5.png can't be read as an image"):
+        read(tmp_path)
+
+
+def test_size_and_max_frames(tmp_path, clip):
+    path = write(tmp_path / "a.mp4", clip)
+    assert read(path, size=16, max_frames=3).shape == (3, 16, 16, 3) and read(path, size=(10, 20)).shape == (12, 10, 20, 3)
+    assert np.array_equal(read(path, max_frames=3), read(path)[:3])
+    marked = np.zeros((1, 32, 48, 3), np.uint8)
+    marked[:, :, 8:40] = 255                                    # exactly the middle square
+    assert (fit(marked, 16) == 255).all() and np.array_equal(fit(clip, None), clip)
+    for size in (0, (-1, 4)):
+        with pytest.raises(ValueError, match="positive number of pixels"):
+            fit(clip, size)
+
+
+def test_phone_videos_are_turned_upright(tmp_path, clip):
+    data = bytearray(write(tmp_path / "a.mp4", clip).read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40                       # ISO 14496-12, track header, version 0
+    turned = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]     # show it turned by 90 degrees, clockwise
+    data[matrix:matrix + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in turned)
+    (tmp_path / "b.mp4").write_bytes(data)
+    assert np.array_equal(read(tmp_path / "b.mp4"), np.rot90(read(tmp_path / "a.mp4"), -1, axes=(1, 2)))
+
+
+# ---- files that are bad
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="lost.mp4 does not exist"):
+        read(tmp_path / "lost.mp4")
+
+
+def streamable_mp4(path, clip):
+    "An mp4 with its index in front, as on the web: what remains of it after a broken download still opens."
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
+        stream = file.add_stream("libx264", rate=8, options={"crf": "5"})
+        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
+        for frame in clip:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("front", [False, True])
+@pytest.mark.parametrize("share", [0, 0.02, 0.3, 0.6, 0.9, 0.99])
+def test_truncated_mp4(tmp_path, front, share):
+    noisy = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    whole = streamable_mp4(tmp_path / "a.mp4", noisy) if front else write(tmp_path / "a.mp4", noisy).read_bytes()
+    assert len(read(tmp_path / "a.mp4")) == 12
+    (tmp_path / "a.mp4").write_bytes(whole[:int(share * len(whole))])
+    with pytest.raises(ValueError, match="a.mp4.*(cut short|can't be read as a video)"):
+        read(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.93, 0.95])
+def test_truncated_avi(tmp_path, clip, share):
+    with av.open(str(tmp_path / "a.avi"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=8)
+        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
+        for frame in clip:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    assert read(tmp_path / "a.avi").shape == clip.shape
+    whole = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "a.avi").write_bytes(whole[:int(share * len(whole))])
+    with pytest.raises(ValueError, match="a.avi.*(cut short|can't be read)"):
+        read(tmp_path / "a.avi")
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".apng", ".npz", ".png"])
+@pytest.mark.parametrize("share", [0, 0.05, 0.3, 0.5, 0.8])
+def test_other_truncated_files(tmp_path, clip, suffix, share):
+    path = write(tmp_path / f"a{suffix}", clip)
+    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=f"a{suffix}"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".apng", ".npz", ".png", ".xyz"])
+def test_a_web_page_under_a_wrong_name(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_text("<html>404 not found</html>" * 50)
+    with pytest.raises(ValueError, match=f"a{suffix}"):
+        read(path)
+
+
+def test_sound_without_pictures(tmp_path):
+    with av.open(str(tmp_path / "a.wav"), "w") as file:
+        stream = file.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    with pytest.raises(ValueError, match="no video in it"):
+        read(tmp_path / "a.wav")
+
+
+def test_bad_archives(tmp_path):
+    path = tmp_path / "a.npz"
+    for content in ({"video": np.zeros(3)}, {"frames": np.zeros((4, 8, 8, 3))}, {"frames": np.zeros((8, 8), np.uint8)}, {"frames": np.array([{}], object)}):
+        np.savez(path, **content)
+        with pytest.raises(ValueError, match="a.npz"):
+            read(path)
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match="holds no frames"):
+        read(tmp_path)
+
+
+# ---- writing that fails
+
+@pytest.mark.parametrize("bad, pattern", [
+    (torch.full((3, 4, 8, 8), float("nan")), "768 of 768 values are NaN"), (torch.full((3, 4, 8, 8), 2.0), "expected -1 to 1"),
+    (np.zeros((4, 8, 8, 3)), "float64"), (np.zeros((8, 8, 3), np.uint8), r"\(8, 8, 3\)"), (np.zeros((0, 8, 8, 3), np.uint8), "nothing in it"), (None, "NoneType")])
+def test_write_refuses_bad_clips(tmp_path, bad, pattern):
+    for suffix in (".mp4", ".npz"):
+        with refuses(pattern):
+            write(tmp_path / f"a{suffix}", bad)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a", "a.jpg"])
+def test_unknown_suffix(tmp_path, clip, name):
+    with pytest.raises(ValueError, match=r"use one of \.mp4, \.gif"):
+        write(tmp_path / name, clip)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_cannot_be_written(tmp_path, clip):
+    (tmp_path / "file").write_text("I am no folder")
+    with pytest.raises(OSError, match=r"could not write .*file/a.mp4"):
+        write(tmp_path / "file" / "a.mp4", clip)
+    assert (tmp_path / "file").read_text() == "I am no folder"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder(tmp_path, clip):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError, match="could not write"):
+            write(tmp_path / "a.mp4", clip)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_parents_are_made(tmp_path, clip):
+    assert read(write(tmp_path / "new" / "folder" / "a.npz", clip)).shape == clip.shape
+
+
+def test_full_disk(tmp_path, clip, monkeypatch):
+    path = write(tmp_path / "a.npz", clip)
+    before = path.read_bytes()
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(type(path), "write_bytes", full)
+    with pytest.raises(OSError, match="could not write .*a.npz.*No space left") as caught:
+        write(path, 255 - clip)
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file size")
+def test_file_size_limit_in_a_real_process(tmp_path):
+    code = f"""
+        import resource, signal, numpy as np
+        from vidcourse.video import write
+        write({str(tmp_path / 'a.npz')!r}, np.zeros((2, 8, 8, 3), np.uint8))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        try: write({str(tmp_path / 'a.npz')!r}, np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+        except OSError as error: print("refused:", error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert "refused:" in done.stdout and "could not write" in done.stdout, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"] and read(tmp_path / "a.npz").shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_writing_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error):
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            assert temporary.parent == path.parent and temporary.suffix == ".txt" and path.read_text() == "old"
+            raise error
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_atomic_needs_a_file(tmp_path):
+    with pytest.raises(OSError, match="could not write"):
+        with atomic(tmp_path / "a.txt"):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_decode_stops_early(tmp_path, clip):
+    path = write(tmp_path / "a.mp4", clip)
+    assert len(list(decode(path, max_frames=2))) == 2
