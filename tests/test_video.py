@@ -406,3 +406,75 @@ def test_atomic_needs_a_file(tmp_path):
 def test_decode_stops_early(tmp_path, clip):
     path = write(tmp_path / "a.mp4", clip)
     assert len(list(decode(path, max_frames=2))) == 2
+
+
+# ---- found by breaking the module on purpose
+
+def test_mp4_cut_between_two_frames(tmp_path, clip):
+    whole = streamable_mp4(tmp_path / "a.mp4", clip)
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        starts = sorted(packet.pos for packet in file.demux(video=0) if packet.size)
+    (tmp_path / "a.mp4").write_bytes(whole[:starts[8]])
+    with pytest.raises(ValueError, match="cut short: 8 of 12 frames"):
+        read(tmp_path / "a.mp4")
+
+
+def test_avi_cut_in_its_index(tmp_path, clip):
+    with av.open(str(tmp_path / "a.avi"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=8)
+        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
+        for frame in clip:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    whole = (tmp_path / "a.avi").read_bytes()
+    for end in range(whole.index(b"idx1"), len(whole) - 2, 7):
+        (tmp_path / "a.avi").write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="a.avi"):
+            read(tmp_path / "a.avi")
+
+
+def test_the_new_file_is_the_temporary_one_renamed(tmp_path):
+    with atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+        number = temporary.stat().st_ino
+    assert (tmp_path / "a.txt").stat().st_ino == number
+
+
+def test_fit_averages_and_keeps_the_middle(clip):
+    fine = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[None, :, :, None].repeat(3, -1)
+    assert abs(fit(fine, 16)[0, 4:12, 4:12].astype(int) - 127).max() <= 8
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, :, ::4] = 255                                    # without averaging: all black or all white
+    assert abs(fit(stripes, 16).mean() - 64) < 16
+    tall = np.zeros((1, 48, 32, 3), np.uint8)
+    tall[:, 8:40] = 255
+    assert (fit(tall, 16) == 255).all()
+
+
+def test_archives_never_run_code(tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+    np.savez(tmp_path / "a.npz", frames=np.array([Canary()], object))
+    with pytest.raises(ValueError, match="no archive of clips"):
+        read(tmp_path / "a.npz")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_archive(tmp_path, clip):
+    whole = write(tmp_path / "a.npz", clip).read_bytes()
+    for place in range(200, 2000, 150):
+        data = bytearray(whole)
+        data[place:place + 8] = bytes(255 - b for b in data[place:place + 8])
+        (tmp_path / "a.npz").write_bytes(data)
+        with pytest.raises(ValueError, match="no archive of clips"):
+            read(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_text("<html>")
+    with pytest.raises(ValueError, match="a web page saved under this name"):
+        read(tmp_path / "a.npz")
+
+
+def test_animated_png_repeats_for_ever(clip):
+    data = apng(clip)
+    start = data.index(b"acTL") + 4
+    assert int.from_bytes(data[start:start + 4], "big") == 12 and int.from_bytes(data[start + 4:start + 8], "big") == 0

@@ -3,12 +3,10 @@
 # %% auto #0
 __all__ = ['MIXED', 'POOLS', 'resize', 'conv_block', 'VideoClassifier', 'augment', 'windows', 'in_batches', 'accuracy',
            'train_classifier', 'save_classifier', 'load_classifier', 'MotionControl', 'motion_control_score',
-           'same_padding', 'Unit', 'same_pool', 'Mixed', 'I3D', 'load_i3d', 'FrechetScore', 'fvd']
+           'FrechetScore', 'fvd', 'same_padding', 'same_pool', 'Unit', 'Mixed', 'I3D', 'load_i3d']
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02001
-import json
-import os
-import time
+# %% ../nbs/02_perceptual_metrics.ipynb #02005
+import json, os, time
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -16,36 +14,33 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .metrics import frechet_distance, match_categories
 from .video import to_float
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02002
+# %% ../nbs/02_perceptual_metrics.ipynb #02006
 def resize(clips: Float[Tensor, "n c t h w"], size: int) -> Float[Tensor, "n c t size size"]:
-    """Every frame to `size` x `size`: bilinear, smoothed first when it gets smaller (antialias), untouched when it fits."""
-    n, c, t, h, w = clips.shape
-    if (h, w) == (size, size):
+    """Every frame to `size` x `size`: bilinear, smoothed first where it shrinks; untouched when it fits."""
+    if clips.shape[-2:] == (size, size):
         return clips
     frames = clips.transpose(1, 2).flatten(0, 1)
-    small = F.interpolate(frames, (size, size), mode="bilinear", align_corners=False, antialias=size < max(h, w))
-    return small.unflatten(0, (n, t)).transpose(1, 2)
+    small = F.interpolate(frames, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return small.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02003
+# %% ../nbs/02_perceptual_metrics.ipynb #02008
 def conv_block(inputs: int, outputs: int, stride: tuple[int, int, int]) -> nn.Sequential:
     """3 x 3 x 3 convolution, batch normalisation, ReLU."""
     return nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU())
 
-
 class VideoClassifier(nn.Module):
     """A small 3-D convolutional network that names what happens in a clip.
 
-    Takes clips of any size in [-1, 1] (resized to `size`), made for `length` frames at frame step `step`; longer
-    or shorter ones work too (the mean over what is left of time and space is taken at the end).
+    Takes clips in [-1, 1] of any size (resized to `size`) and any length; trained on `length` frames at frame step `step`.
     """
-    def __init__(self, classes: tuple[str, ...], size: int = 32, length: int = 16, step: int = 1, width: int = 16):
+    def __init__(self, classes: tuple[str, ...] | list[str], size: int = 32, length: int = 16, step: int = 1, width: int = 16):
         super().__init__()
         self.config = dict(classes=list(classes), size=size, length=length, step=step, width=width)
         self.classes, self.size, self.length, self.step = tuple(classes), size, length, step
@@ -55,162 +50,167 @@ class VideoClassifier(nn.Module):
         self.dropout, self.head = nn.Dropout(0.3), nn.Linear(4 * width, len(classes))
 
     def features(self, clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n d"]:
-        """The vector before the last layer, for the Frechet distance."""
+        """The vector before the last layer, mean over time and space: for the Frechet distance."""
         return self.body(resize(clips, self.size)).mean((2, 3, 4))
 
     def forward(self, clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n classes"]:
         """Logits of the classes."""
         return self.head(self.dropout(self.features(clips)))
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02004
+# %% ../nbs/02_perceptual_metrics.ipynb #02011
 def augment(clips: Float[Tensor, "n 3 t h w"], generator: torch.Generator, flip: bool = False,
             shift: float = 0.1, zoom: float = 0.1, light: float = 0.2) -> Float[Tensor, "n 3 t h w"]:
-    """The same event from a slightly other place in slightly other light; one draw for all frames of a clip.
+    """The same event seen from elsewhere in other light; one draw for all frames of a clip.
 
     `flip` mirrors half of the clips left to right: only where the mirror image has the same label.
     """
-    n, c, t, h, w = clips.shape
-    draw = lambda *shape: torch.rand(n, *shape, generator=generator).to(clips.device) * 2 - 1
-    theta = torch.zeros(n, 2, 3, device=clips.device)
-    scale = 1 + zoom * draw()
+    draw = lambda *shape: torch.rand(len(clips), *shape, generator=generator).to(clips.device) * 2 - 1
+    scale, theta = 1 + zoom * draw(), torch.zeros(len(clips), 2, 3, device=clips.device)
     theta[:, 0, 0] = scale * torch.where(draw() < 0, -1.0, 1.0) if flip else scale
     theta[:, 1, 1], theta[:, :, 2] = scale, shift * draw(2)
-    grid = F.affine_grid(theta, [n, c * t, h, w], align_corners=False)
-    moved = F.grid_sample(clips.flatten(1, 2), grid, padding_mode="border", align_corners=False).view(clips.shape)
-    gain, offset = 1 + light * draw(3), light * draw(3)
-    return (moved * gain[:, :, None, None, None] + offset[:, :, None, None, None]).clamp(-1, 1)
+    flat = clips.flatten(1, 2)
+    moved = F.grid_sample(flat, F.affine_grid(theta, list(flat.shape), align_corners=False), padding_mode="border", align_corners=False)
+    gain, offset = 1 + light * draw(3, 1, 1, 1), light * draw(3, 1, 1, 1)
+    return (moved.view(clips.shape) * gain + offset).clamp(-1, 1)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02005
+# %% ../nbs/02_perceptual_metrics.ipynb #02014
 def windows(clips, length: int, step: int = 1, each: int = 4) -> tuple[Float[Tensor, "n c t h w"], Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Up to `each` evenly spaced windows of every clip: (windows, labels, which clip each is from). No randomness."""
-    out, owner = [], []
+    out, owner, need = [], [], (length - 1) * step + 1
     for i in range(len(clips)):
-        frames = np.asarray(clips.clip(i))
-        last = len(frames) - ((length - 1) * step + 1)
-        if last < 0:
-            raise ValueError(f"clip {i} has {len(frames)} frames; a window of {length} at frame step {step} needs {(length - 1) * step + 1}")
-        for s in sorted(set(np.linspace(0, last, each).astype(int).tolist())):
-            out.append(frames[s : s + (length - 1) * step + 1 : step])
+        frames = clips.clip(i)
+        if len(frames) < need:
+            raise ValueError(f"clip {i} has {len(frames)} frames; a window of {length} at frame step {step} needs {need}")
+        for s in np.unique(np.linspace(0, len(frames) - need, each).astype(int)):
+            out.append(frames[s : s + need : step])
             owner.append(i)
-    owner = torch.tensor(owner)
-    labels = torch.as_tensor(np.asarray(clips.labels))[owner] if clips.labels is not None else torch.full_like(owner, -1)
-    return to_float(np.stack(out)), labels, owner
+    labels = clips.labels[owner] if clips.labels is not None else np.full(len(owner), -1)
+    return to_float(np.stack(out)), torch.as_tensor(labels), torch.tensor(owner)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02006
+# %% ../nbs/02_perceptual_metrics.ipynb #02015
 @torch.no_grad()
 def in_batches(network: Callable[[Tensor], Tensor], clips: Float[Tensor, "n c t h w"], batch: int = 32) -> Float[Tensor, "n d"]:
-    """What the network answers to many clips, a few at a time, on the CPU; in eval mode, on the network's device."""
-    owner = getattr(network, "__self__", network)
-    device = next(owner.parameters()).device if isinstance(owner, nn.Module) else clips.device
-    was_training = getattr(owner, "training", False)
-    if was_training:
-        owner.eval()
+    """What a network (or a method of one) answers to many clips, a few at a time: in eval mode, on its device, answers on the CPU."""
+    module = getattr(network, "__self__", network)
+    if not isinstance(module, nn.Module):
+        return torch.cat([network(part) for part in clips.split(batch)])
+    device, training = next(module.parameters()).device, module.training
+    module.eval()
     out = torch.cat([network(part.to(device)).float().cpu() for part in clips.split(batch)])
-    if was_training:
-        owner.train()
+    module.train(training)
     return out
 
-
-def accuracy(network: VideoClassifier, clips: Float[Tensor, "n 3 t h w"], labels: Int[Tensor, " n"]) -> float:
+def accuracy(network: nn.Module, clips: Float[Tensor, "n 3 t h w"], labels: Int[Tensor, " n"]) -> float:
     """Share of the clips that the classifier names as their label says."""
     return (in_batches(network, clips).argmax(1) == labels.cpu()).float().mean().item()
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02007
-def train_classifier(clips, held_out=None, *, steps: int = 400, batch: int = 16, rate: float = 3e-3, seed: int = 0,
-                     length: int = 16, step: int = 1, size: int = 32, width: int = 16, flip: bool = False,
-                     light: float = 0.2, shift: float = 0.1, device="cpu") -> tuple[VideoClassifier, dict]:
-    """Train a `VideoClassifier` on labelled `Clips`; `held_out` are other `Clips`, used for the accuracy alone.
+# %% ../nbs/02_perceptual_metrics.ipynb #02016
+def train_classifier(clips, held_out=None, *, steps: int = 400, batch: int = 16, rate: float = 3e-3, seed: int = 0, length: int = 16,
+                     step: int = 1, size: int = 32, width: int = 16, device="cpu", **augmentation) -> tuple[VideoClassifier, dict]:
+    """Train a `VideoClassifier` on labelled `Clips`; `held_out`, other `Clips`, serve only to measure its accuracy.
 
-    Returns (classifier in eval mode, record); the record holds the held-out accuracy over evenly spaced windows,
-    the number of those windows, steps and seconds.
+    Returns the classifier (eval mode) and a record: accuracy over evenly spaced held-out windows, steps, seconds.
+    More options go to `augment`. ValueError for clips without labels.
     """
     if clips.labels is None:
         raise ValueError("a classifier needs labelled clips; these have no labels")
-    generator = torch.Generator().manual_seed(seed)
+    generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        start = time.perf_counter()
-        network = VideoClassifier(tuple(clips.label_names), size, length, step, width).to(device)
+        network = VideoClassifier(clips.label_names, size, length, step, width).to(device)
         optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
         for _ in range(steps):
             x, y = clips.batch(batch, length, generator, step=step, return_labels=True)
-            x = augment(resize(x.to(device), size), generator, flip, light=light, shift=shift)
-            loss = F.cross_entropy(network(x), y.to(device), label_smoothing=0.05)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    record = dict(steps=steps, seconds=round(time.perf_counter() - start, 1), seed=seed, loss=loss.item())
-    network.eval()
+            logits = network(augment(resize(x.to(device), size), generator, **augmentation))
+            loss = F.cross_entropy(logits, y.to(device), label_smoothing=0.05)
+            optimiser.zero_grad(), loss.backward(), optimiser.step(), schedule.step()
+    record = dict(steps=steps, seconds=round(time.perf_counter() - start, 1), seed=seed)
     if held_out is not None:
         x, y, _ = windows(held_out, length, step)
         record |= dict(held_out_accuracy=accuracy(network, x, y), held_out_windows=len(y), held_out_clips=len(held_out))
-    return network, record
+    return network.eval(), record
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02008
+# %% ../nbs/02_perceptual_metrics.ipynb #02021
 def save_classifier(path: str | Path, network: VideoClassifier, **facts) -> Path:
-    """Write weights and the facts about them into one safetensors file; the file appears whole or not at all."""
+    """Write weights and the facts about them into one safetensors file; it appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    note = {"format": 1, "system": "classifier", "config": network.config, **facts}
+    note = json.dumps({"format": 1, "system": "classifier", "config": network.config, **facts})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, temporary, metadata={"vidcourse": json.dumps(note)})
+    temporary.write_bytes(save({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, {"vidcourse": note}))
     return temporary.replace(path)
 
-
 def load_classifier(path: str | Path) -> tuple[VideoClassifier, dict]:
-    """Read what `save_classifier` wrote: (classifier in eval mode, facts). Runs no code from the file."""
+    """Read what `save_classifier` wrote: (classifier in eval mode, facts). Runs no code from the file; ValueError for others."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no classifier weights at {path}")
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("vidcourse", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no classifier weights at {path}") from None
-    except Exception as error:
-        raise ValueError(f"{path} is not a safetensors file ({error}); write it with save_classifier") from None
-    if facts.get("system") != "classifier" or facts.get("format") != 1:
-        raise ValueError(f"{path} holds {facts.get('system', 'unknown weights')!r} in format {facts.get('format')}, not a classifier in format 1")
-    network = VideoClassifier(**facts["config"]).eval()
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); write it with save_classifier") from None
+    if (facts.get("system"), facts.get("format")) != ("classifier", 1):
+        raise ValueError(f"{path} holds {facts.get('system', 'unknown weights')}, format {facts.get('format')}; expected classifier, format 1")
+    network = VideoClassifier(**facts["config"])
     network.load_state_dict(tensors)
-    return network, facts
+    return network.eval(), facts
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02009
+# %% ../nbs/02_perceptual_metrics.ipynb #02034
 class MotionControl(NamedTuple):
     """How often the wanted class was seen in the clips."""
     score: float
-    seen: Int[Tensor, " n"]       # the class the classifier saw in each clip
-    classes: np.ndarray           # the class each category stands for (0, 1, 2, ... unless matched)
-    table: np.ndarray             # (wanted, seen) counts
-
+    seen: Int[Tensor, " n"]   # the class the classifier saw in each clip
+    classes: np.ndarray       # the class each category stands for: 0, 1, 2, ... unless matched
+    table: np.ndarray         # (wanted, seen) counts
 
 def motion_control_score(clips: Float[Tensor, "n 3 t h w"], wanted: Int[Tensor, " n"], classifier: nn.Module, match: bool = False) -> MotionControl:
     """Motion control score of MoCoGAN (2018): accuracy, on generated clips, of a classifier trained on real ones.
 
-    With `match=True` the categories carry no names (InfoGAN) and are first given to classes, one each, so that
-    most clips agree. The score can't be better than the classifier: give its accuracy on real clips beside it.
+    `match=True` is for categories without names: they are first given to classes, one each, so that most clips agree.
+    Give the classifier's accuracy on held-out real clips beside it.
     """
     logits = in_batches(classifier, clips)
-    seen, wanted = logits.argmax(1), torch.as_tensor(wanted).cpu()
-    n_classes = logits.shape[1]
-    found = match_categories(wanted, seen, max(n_classes, int(wanted.max()) + 1), n_classes)
+    seen, wanted, classes = logits.argmax(1), torch.as_tensor(wanted).cpu(), logits.shape[1]
+    found = match_categories(wanted, seen, max(classes, int(wanted.max()) + 1), classes)
     if match:
         return MotionControl(found.accuracy, seen, found.classes, found.table)
     return MotionControl((seen == wanted).float().mean().item(), seen, np.arange(len(found.table)), found.table)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02010
-def same_padding(x: Float[Tensor, "n c t h w"], kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Float[Tensor, "n c t2 h2 w2"]:
+# %% ../nbs/02_perceptual_metrics.ipynb #02038
+class FrechetScore(NamedTuple):
+    """A Frechet distance and the protocol without which it means nothing."""
+    value: float
+    protocol: dict
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ({', '.join(f'{k} {v}' for k, v in self.protocol.items())})"
+
+def fvd(real: Float[Tensor, "n 3 t h w"], fake: Float[Tensor, "m 3 t2 h2 w2"], features: Callable[[Tensor], Tensor], batch: int = 8) -> FrechetScore:
+    """Frechet distance of two sets of clips under a network's features, with its protocol.
+
+    `features`: an `I3D` (its logits; then this is the Frechet video distance of Unterthiner et al. 2018) or the method
+    `features` of a `VideoClassifier`. Only values of one and the same protocol may be compared.
+    """
+    owner = getattr(features, "__self__", features)
+    return FrechetScore(frechet_distance(in_batches(features, real, batch), in_batches(features, fake, batch)), dict(
+        network=type(owner).__name__, clips=f"{len(real)} real, {len(fake)} fake", frames=f"{real.shape[2]} and {fake.shape[2]}",
+        pixels=f"{real.shape[-1]} and {fake.shape[-1]}", resized_to=getattr(owner, "size", None)))
+
+# %% ../nbs/02_perceptual_metrics.ipynb #02044
+def same_padding(x: Float[Tensor, "n c t h w"], kernel: tuple[int, ...], stride: tuple[int, ...]) -> Float[Tensor, "n c t2 h2 w2"]:
     """TensorFlow's SAME: zeros so that `ceil(length / stride)` places fit, the odd one on the far side."""
-    pads = []
-    for length, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride)):
-        short = max(0, (-(-length // s) - 1) * s + k - length)
-        pads += [short // 2, short - short // 2]
-    return F.pad(x, pads)
+    short = [max(0, (-(-a // s) - 1) * s + k - a) for a, k, s in zip(x.shape[2:], kernel, stride)]
+    return F.pad(x, [side for n in reversed(short) for side in (n // 2, n - n // 2)])
 
+def same_pool(x: Float[Tensor, "n c t h w"], kernel: tuple[int, ...], stride: tuple[int, ...]) -> Float[Tensor, "n c t2 h2 w2"]:
+    """Max-pool with SAME padding (what comes in is never negative, so zeros change nothing)."""
+    return F.max_pool3d(same_padding(x, kernel, stride), kernel, stride)
 
+# %% ../nbs/02_perceptual_metrics.ipynb #02047
 class Unit(nn.Module):
-    """Convolution with SAME padding, then ReLU; the batch normalisation is already folded into the weights."""
+    """Convolution with SAME padding, then ReLU; batch normalisation is already folded into the weights."""
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1):
         super().__init__()
         self.conv = nn.Conv3d(inputs, outputs, kernel, stride)
@@ -219,89 +219,55 @@ class Unit(nn.Module):
         """One layer."""
         return self.conv(same_padding(x, self.conv.kernel_size, self.conv.stride)).relu()
 
-
-def same_pool(x: Float[Tensor, "n c t h w"], kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Float[Tensor, "n c t2 h2 w2"]:
-    """Max-pool with SAME padding (inputs are not negative, so zeros are as good as nothing)."""
-    return F.max_pool3d(same_padding(x, kernel, stride), kernel, stride)
-
-
 class Mixed(nn.Module):
-    """Inception block: four views of the same input side by side."""
+    """Inception block: four views of the same input, side by side."""
     def __init__(self, inputs: int, b0: int, b1a: int, b1b: int, b2a: int, b2b: int, b3: int):
         super().__init__()
-        self.b0 = Unit(inputs, b0)
+        self.b0, self.b3 = Unit(inputs, b0), Unit(inputs, b3)
         self.b1a, self.b1b = Unit(inputs, b1a), Unit(b1a, b1b, 3)
         self.b2a, self.b2b = Unit(inputs, b2a), Unit(b2a, b2b, 3)
-        self.b3 = Unit(inputs, b3)
 
     def forward(self, x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n d t h w"]:
-        """Concatenated over channels."""
+        """The four views, concatenated over channels."""
         return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3(same_pool(x, (3, 3, 3), (1, 1, 1)))], 1)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02011
-MIXED = {
-    "3b": (192, 64, 96, 128, 16, 32, 32), "3c": (256, 128, 128, 192, 32, 96, 64),
-    "4b": (480, 192, 96, 208, 16, 48, 64), "4c": (512, 160, 112, 224, 24, 64, 64), "4d": (512, 128, 128, 256, 24, 64, 64),
-    "4e": (512, 112, 144, 288, 32, 64, 64), "4f": (528, 256, 160, 320, 32, 128, 128),
-    "5b": (832, 256, 160, 320, 32, 128, 128), "5c": (832, 384, 192, 384, 48, 128, 128)}
-POOLS = {"3b": ((1, 3, 3), (1, 2, 2)), "4b": ((3, 3, 3), (2, 2, 2)), "5b": ((2, 2, 2), (2, 2, 2))}
-
+# %% ../nbs/02_perceptual_metrics.ipynb #02048
+MIXED = {"3b": (192, 64, 96, 128, 16, 32, 32), "3c": (256, 128, 128, 192, 32, 96, 64), "4b": (480, 192, 96, 208, 16, 48, 64),
+         "4c": (512, 160, 112, 224, 24, 64, 64), "4d": (512, 128, 128, 256, 24, 64, 64), "4e": (512, 112, 144, 288, 32, 64, 64),
+         "4f": (528, 256, 160, 320, 32, 128, 128), "5b": (832, 256, 160, 320, 32, 128, 128), "5c": (832, 384, 192, 384, 48, 128, 128)}
+POOLS = {"3b": ((1, 3, 3), (1, 2, 2)), "4b": ((3, 3, 3), (2, 2, 2)), "5b": ((2, 2, 2), (2, 2, 2))}   # before these blocks
 
 class I3D(nn.Module):
-    """Inception-v1 inflated to three dimensions, 400 Kinetics classes; clips in [-1, 1] to logits.
+    """Inception-v1 inflated to three dimensions (Carreira and Zisserman 2017): clips in [-1, 1] to 400 Kinetics logits.
 
-    Source: Carreira and Zisserman 2017. `size` is what frames are resized to (bilinear, no smoothing): 224 is the
-    network's own, 112 a fast preset on another scale. The logits are the features of the Frechet video distance.
+    Frames are resized to `size` (bilinear, no smoothing): 224 is the network's own, 112 a fast preset on another scale.
     """
     def __init__(self, size: int = 224):
         super().__init__()
-        self.size = size
-        self.Conv3d_1a_7x7, self.Conv3d_2b_1x1, self.Conv3d_2c_3x3 = Unit(3, 64, 7, 2), Unit(64, 64), Unit(64, 192, 3)
+        self.size, self.Conv3d_1a_7x7 = size, Unit(3, 64, 7, 2)
+        self.Conv3d_2b_1x1, self.Conv3d_2c_3x3 = Unit(64, 64), Unit(64, 192, 3)
         for name, channels in MIXED.items():
             setattr(self, f"Mixed_{name}", Mixed(*channels))
         self.Logits = nn.ModuleDict({"conv": nn.Conv3d(1024, 400, 1)})
 
     def forward(self, clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n 400"]:
-        """Logits of the 400 classes, before any softmax."""
-        n, _, t = clips.shape[:3]
+        """Logits, before any softmax: the features of the Frechet video distance."""
         frames = F.interpolate(clips.transpose(1, 2).flatten(0, 1), (self.size, self.size), mode="bilinear", align_corners=False)
-        x = self.Conv3d_1a_7x7(frames.unflatten(0, (n, t)).transpose(1, 2))
+        x = self.Conv3d_1a_7x7(frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2))
         x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(same_pool(x, (1, 3, 3), (1, 2, 2))))
         for name in MIXED:
             x = getattr(self, f"Mixed_{name}")(same_pool(x, *POOLS[name]) if name in POOLS else x)
-        window = tuple(min(a, b) for a, b in zip((2, 7, 7), x.shape[2:]))
+        window = [min(a, b) for a, b in zip((2, 7, 7), x.shape[2:])]
         return self.Logits["conv"](F.avg_pool3d(x, window, 1)).mean((2, 3, 4))
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02012
+# %% ../nbs/02_perceptual_metrics.ipynb #02050
 def load_i3d(path: str | Path, size: int = 224) -> I3D:
-    """An `I3D` with the weights of an `.npz` state dict (float16 on disk, float32 in memory), in eval mode."""
+    """An `I3D` in eval mode with the weights of an `.npz` (float16 on disk); FileNotFoundError says what to do instead."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no I3D weights at {path}; they are optional: put i3d_kinetics400_fp16.npz into the data folder, or use "
-                                "the features of a VideoClassifier (its distances are on another scale)")
+        raise FileNotFoundError(f"no I3D weights at {path}. They are optional: put i3d_kinetics400_fp16.npz into the data folder, "
+                                "or use the features of a VideoClassifier (whose distances are on another scale)")
     with np.load(path, allow_pickle=False) as file:
         state = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file.files}
     network = I3D(size)
     network.load_state_dict(state)
     return network.eval()
-
-# %% ../nbs/02_perceptual_metrics.ipynb #02013
-class FrechetScore(NamedTuple):
-    """A Frechet distance and the protocol without which it means nothing."""
-    value: float
-    protocol: dict
-
-    def __str__(self) -> str:
-        return f"{self.value:.1f} ({', '.join(f'{k} {v}' for k, v in self.protocol.items())})"
-
-
-def fvd(real: Float[Tensor, "n 3 t h w"], fake: Float[Tensor, "m 3 t2 h2 w2"], features: Callable[[Tensor], Tensor], batch: int = 8) -> FrechetScore:
-    """Frechet distance of two sets of clips under a network's features, with its protocol.
-
-    `features` maps clips (n, 3, t, h, w) to (n, d): an `I3D` (its logits: then it is the Frechet video distance)
-    or the `features` of a `VideoClassifier`. Only values of one and the same protocol may be compared.
-    """
-    owner = getattr(features, "__self__", features)
-    value = frechet_distance(in_batches(features, real, batch), in_batches(features, fake, batch))
-    return FrechetScore(value, dict(
-        network=type(owner).__name__, real=len(real), fake=len(fake), frames=f"{real.shape[2]}/{fake.shape[2]}",
-        pixels=f"{real.shape[-1]}/{fake.shape[-1]}", resized=getattr(owner, "size", "no")))

@@ -31,8 +31,9 @@ def measure(system: MoCoGAN, judge=None, *, contents: int = 16, motions: int = 1
     codes = code_grid(net.draw(contents, generator=g), net.draw(motions, category=wanted, generator=g))
     clips = system.decode(codes).clamp(-1, 1)
     seen = track(clips)
+    paths = path_correlation(seen.centroids.unflatten(0, (contents, motions)))
     result = {"colour_ratio": colour_ratio(clips.unflatten(0, (contents, motions))).ratio,
-              "path_correlation": path_correlation(seen.centroids.unflatten(0, (contents, motions))).score,
+              "path_correlation": paths.score, "whole_path_correlation": paths.joint,
               "acd": acd(seen.colours), "empty": (seen.area < 0.003).float().mean().item()}
     if judge is not None and kinds:
         result |= category_scores(system, judge, n, g)
@@ -86,7 +87,7 @@ def shipped_study() -> list[dict]:
     return json.loads((Path(__file__).parents[1] / "weights" / "mocogan_study.json").read_text())
 
 
-def study_table(records: list[dict], columns=("colour_ratio", "path_correlation", "mcs", "mcs_matched", "empty")) -> str:
+def study_table(records: list[dict], columns=("colour_ratio", "whole_path_correlation", "mcs", "mcs_matched", "empty")) -> str:
     "Records as a text table: mean over seeds, and the lowest and highest where there are several."
     lines = [f"{'recipe':<32}{'runs':>5}" + "".join(f"{c:>24}" for c in columns)]
     for name in dict.fromkeys(r["recipe"] for r in records):

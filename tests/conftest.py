@@ -1,0 +1,58 @@
+"Every test: one torch thread, shapes in signatures enforced, real data by fixture."
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+hook = install_import_hook("vidcourse", "beartype.beartype")     # before the first import of the package
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+
+STARTUP = """
+from jaxtyping import install_import_hook
+hook = install_import_hook("vidcourse", "beartype.beartype")
+del hook, install_import_hook
+"""
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "The top of the repository."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def checked_kernels(tmp_path_factory):
+    "IPython's folder for the kernels of notebooks, with a start-up file that enforces the package's signatures there too."
+    home = tmp_path_factory.mktemp("ipython")
+    profile = home / "profile_default"
+    (profile / "startup").mkdir(parents=True)
+    (profile / "startup" / "00-signatures.py").write_text(STARTUP)
+    (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 40\n")
+    before = os.environ.get("IPYTHONDIR")
+    os.environ["IPYTHONDIR"] = str(home)
+    yield home
+    os.environ.pop("IPYTHONDIR") if before is None else os.environ.update(IPYTHONDIR=before)
+
+
+@pytest.fixture
+def real_data():
+    "A function from a file's name to its path in VIDCOURSE_DATA; skips the test, with the reason, where it isn't there."
+    def find(name: str) -> Path:
+        folder = os.environ.get("VIDCOURSE_DATA")
+        if not folder:
+            pytest.skip("VIDCOURSE_DATA is not set: no real clips")
+        path = Path(folder) / name
+        if not path.is_file():
+            pytest.skip(f"VIDCOURSE_DATA holds no {name}")
+        return path
+    return find
