@@ -6,21 +6,23 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from jaxtyping import install_import_hook  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent))
 
-hook = install_import_hook("vidcourse", "beartype.beartype")     # before the first import of the package
+import signatures  # noqa: E402
+
+signatures.install()            # before the first import of the package
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(Path(__file__).parent))
 
-STARTUP = """
-from jaxtyping import install_import_hook
-hook = install_import_hook("vidcourse", "beartype.beartype")
-del hook, install_import_hook
+STARTUP = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+__import__("signatures").install()
+del sys
 """
 
 
@@ -37,7 +39,7 @@ def checked_kernels(tmp_path_factory):
     profile = home / "profile_default"
     (profile / "startup").mkdir(parents=True)
     (profile / "startup" / "00-signatures.py").write_text(STARTUP)
-    (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 40\n")
+    (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 50\n")
     before = os.environ.get("IPYTHONDIR")
     os.environ["IPYTHONDIR"] = str(home)
     yield home

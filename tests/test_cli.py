@@ -48,7 +48,7 @@ def test_module_is_the_command(tmp_path):
     ("train mocogam --data shapes --out X", 2, "choose one of: mocogan"),
     ("train mocogan --data shapes", 2, "--out"),
     ("train mocogan --data shapes --out X --profile huge", 2, "smoke"),
-    ("train mocogan --data shapes --out X --profile smoke --steps 0", 2, "0"),
+    ("train mocogan --data shapes --out X --profile smoke --steps 0", 2, "--steps"),
     ("train mocogan --data no/such/clips --out X --profile smoke", 1, "no/such/clips"),
     ("sample nothing_here --out X.gif", 1, "nothing_here"),
     ("sample classifier_shapes32 --out X.gif", 1, "no system for sampling"),

@@ -8,10 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vidcourse.data import FILES, Clips, detect, held_out, load
+from vidcourse.data import FILES, Clips, check_frames, check_offsets, detect, held_out, load
 from vidcourse.files import map_member, open_npz
 from vidcourse.video import write
 
+try:
+    from jaxtyping import TypeCheckError as ShapeError       # comes first where the shape checks of jaxtyping are switched on
+except ImportError:
+    ShapeError = ValueError
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -162,14 +166,18 @@ def test_held_out(clips):
     ([[1, 2]], "list"), (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), "Tensor")])
 def test_wrong_frames(bad, word):
     with pytest.raises(ValueError, match=word):
+        check_frames(bad)
+    with pytest.raises((ValueError, ShapeError)):
         Clips(bad, [0, 4])
-    with pytest.raises(ValueError):
+    with pytest.raises((ValueError, ShapeError)):
         Clips.from_list([bad])
 
 
 @pytest.mark.parametrize("offsets", [[0, 3], [1, 4], [0, 2, 2, 4], [0, 3, 2, 4], [0.0, 4.0], [4], [[0, 4]], np.array([0, 5, 4], np.uint32)])
 def test_wrong_offsets(offsets):
     with pytest.raises(ValueError, match="offsets must rise"):
+        check_offsets(offsets, 4)
+    with pytest.raises((ValueError, ShapeError)):
         Clips(noise(4, 8, 8, 3), offsets)
 
 
@@ -186,7 +194,7 @@ def test_wrong_extra_and_lists():
         Clips.from_list([noise(2, 8, 8, 3), noise(2, 8, 9, 3)])
     with pytest.raises(ValueError, match="no clips"):
         Clips.from_list([])
-    with pytest.raises(ValueError, match="n t h w c"):
+    with pytest.raises((ValueError, ShapeError), match="n t h w c"):
         Clips.from_array(noise(2, 8, 8, 3))
 
 

@@ -1,14 +1,15 @@
 """Every exercise of every notebook: its stub fails with a hint, its solution passes, each folded wrong answer is caught by an assertion.
 
-Stub, check and solution may use what the notebook imports, what its module exports, and cells tagged `setup`. Nothing else is run, so a
-training notebook's exercises are tested in a moment.
+Stub, check and solution may use what the notebook imports, what its module exports, `settings`, and cells tagged `setup`. Nothing else is run, so a training
+notebook's exercises are tested in a moment.
 """
 import ast, importlib, json, re
 from pathlib import Path
 
 import pytest
+import torch
 
-from vidcourse.course import Exercise, find_exercises, with_solutions
+from vidcourse.course import Exercise, Settings, find_exercises, with_solutions
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "nbs").glob("[0-9]*.ipynb"))
 PAGES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in NOTEBOOKS}
@@ -22,7 +23,8 @@ def python(cell):
 
 def context(page, stop):
     "The names that an exercise may use."
-    names, code = {}, [cell for cell in page["cells"] if cell["cell_type"] == "code"]
+    names = {"settings": Settings("smoke", torch.device("cpu"), 0)}
+    code = [cell for cell in page["cells"] if cell["cell_type"] == "code"]
     module = next((m[1] for cell in code if (m := re.search(r"#\|\s*default_exp\s+(\S+)", "".join(cell["source"])))), None)
     if module:
         names.update({k: v for k, v in vars(importlib.import_module(f"vidcourse.{module}")).items() if not k.startswith("__")})

@@ -61,6 +61,17 @@ def test_triangle_points_up():
     np.testing.assert_allclose(page, page[:, ::-1], atol=1)
 
 
+@pytest.mark.parametrize("shape", range(3))
+def test_at_the_border_a_picture_is_a_cut_of_a_larger_one(shape):
+    where = np.array([[-1.3, 7.6], [15.2, 0.4], [8.1, 18.7]])
+    np.testing.assert_array_equal(stencil(shape, 5.0, where, 16), stencil(shape, 5.0, where + 16, 48)[:, 16:32, 16:32])
+
+
+def test_places_lie_on_the_grid():
+    p = position(draw_factors(50, 3, motions=tuple(MOTIONS)), np.linspace(0, 1, 9)) * 4096
+    np.testing.assert_array_equal(p, np.round(p))
+
+
 def test_objects_beyond_the_border_are_cut_not_wrapped():
     page = stencil(0, 5.0, np.array([[-2.0, 8.0], [40.0, 40.0]]), 16)
     assert page[0, :, :3].any() and not page[0, :, 4:].any() and not page[1].any()
@@ -86,7 +97,7 @@ def test_times_may_be_anything_and_differ_between_clips():
         np.testing.assert_array_equal(whole[i], render(f[i:i + 1], own[i], 24)[0])
 
 
-@pytest.mark.parametrize("times", [[0, np.nan], [[0, 1]] * 3, 0.5])
+@pytest.mark.parametrize("times", [[0, np.nan], [[0, 1]] * 3, np.zeros((5, 1, 2))])
 def test_bad_times(times):
     with pytest.raises(ValueError, match="times"):
         position(draw_factors(5, 1), times)

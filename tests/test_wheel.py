@@ -72,5 +72,5 @@ def test_command(environment, tmp_path):
 
 
 def test_the_course_runs_from_the_wheel(environment, tmp_path):
-    shell(environment / "vidcourse", "run", "00_start", "--profile", "smoke", "--out", "out", cwd=tmp_path, HOME=str(tmp_path / "home"))
+    shell(environment / "vidcourse", "run", "00_start", "--profile", "smoke", "--out", "out", cwd=tmp_path, JUPYTER_PATH=str(Path(sys.prefix) / "share" / "jupyter"))
     assert (tmp_path / "out" / "00_start_here.html").is_file() and '"ok"' in (tmp_path / "out" / "results.json").read_text()

@@ -33,7 +33,7 @@ def check_frames(frames, where: str = "frames") -> None:
         raise ValueError(f"{where}: {describe(frames)}; expected (frame h w c) with at least one frame and 1 or 3 channels")
 
 # %% ../nbs/01_real_clips.ipynb #01009
-def check_offsets(offsets, frames: int) -> Int[np.ndarray, "n+1"]:
+def check_offsets(offsets, frames: int) -> Int[np.ndarray, "begins"]:
     "Offsets as int64; ValueError unless they rise from 0 to the number of frames."
     offsets = np.asarray(offsets)
     whole = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) > 1
@@ -59,7 +59,7 @@ def check_labels(labels, label_names: Sequence[str], n: int) -> tuple[Int[np.nda
 class StoredClips:
     """Frames one after the other and where each clip begins: `frames (all h w c)`, `starts (n)`, `lengths (n)`,
     `labels (n)` or None, `label_names`, and `extra`: more arrays with one row a clip (those named `..._names` are free)."""
-    def __init__(self, frames: UInt8[np.ndarray, "all h w c"], offsets: Int[np.ndarray, "n+1"], labels=None,
+    def __init__(self, frames: UInt8[np.ndarray, "all h w c"], offsets: Int[np.ndarray, "begins"] | Sequence[int], labels=None,
                  label_names: Sequence[str] = (), extra: dict[str, np.ndarray] | None = None):
         check_frames(frames)
         offsets = check_offsets(offsets, len(frames))
@@ -141,7 +141,7 @@ def fields(path: str | Path, mmap: bool) -> tuple[np.ndarray, np.ndarray, np.nda
     if offsets is None:
         raise ValueError(f"`{pictures}` is {describe(frames)} and there are no `offsets`; expected (n t h w c), or (frame h w c) with offsets")
     key, names = ("labels", "label_names") if "labels" in arrays else ("action", "action_names")
-    return frames, offsets, arrays.pop(key, None), arrays.pop(names, ()), arrays
+    return frames, offsets, arrays.pop(key, None), arrays.pop(names, np.array(())).tolist(), arrays
 
 # %% ../nbs/01_real_clips.ipynb #01027
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".apng")
@@ -236,7 +236,7 @@ class Clips(SampledClips):
         return self.frames.shape[1:3]
 
     @property
-    def offsets(self) -> Int[np.ndarray, "n+1"]:
+    def offsets(self) -> Int[np.ndarray, "begins"]:
         "Where each clip begins in `frames`, and the end; ValueError for a selection, whose clips needn't lie end to end."
         offsets = np.cumsum([0, *self.lengths])
         if offsets[-1] != len(self.frames) or (offsets[:-1] != self.starts).any():
@@ -257,7 +257,7 @@ class Clips(SampledClips):
         return Path(path)
 
 # %% ../nbs/01_real_clips.ipynb #01038
-def from_list(clips: Sequence[UInt8[np.ndarray, "t h w c"]], labels=None, label_names: Sequence[str] = (), extra: dict | None = None) -> Clips:
+def from_list(clips: Sequence[np.ndarray], labels=None, label_names: Sequence[str] = (), extra: dict | None = None) -> Clips:
     "From clips of any lengths and one size. ValueError names the first that doesn't fit."
     if not len(clips):
         raise ValueError("no clips were given")

@@ -7,8 +7,9 @@ __all__ = ['MIXED', 'POOLS', 'resize', 'conv_block', 'VideoClassifier', 'augment
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02005
 import json, os, time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch

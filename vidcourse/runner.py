@@ -83,7 +83,7 @@ def kernel_environment() -> Iterator[None]:
     before, package = dict(os.environ), Path(vidcourse.__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         (Path(home) / "profile_default").mkdir()
-        (Path(home) / "profile_default" / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 40   # errors only\n")
+        (Path(home) / "profile_default" / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 50   # silent: errors of cells are in the outputs\n")
         os.environ |= {"IPYTHONDIR": home, "MPLCONFIGDIR": str(Path(user_cache_dir("vidcourse")) / "matplotlib")} | before
         os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": home, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), before.get("PYTHONPATH")]))
