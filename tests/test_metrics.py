@@ -91,7 +91,14 @@ def test_wrong_clips_are_refused(data):
             m.brightness(wrong)
 
 
+def test_pixels_less_than_half_covered_are_no_area():
+    clip = flat((1.0, 1.0, 1.0), [(4, 4)])
+    clip[:, :, :, 8, 4:8], clip[:, :, :, 3, 4:8] = -0.2, 0.4                                  # a faint row (0.4) and a strong one (0.7)
+    assert abs(m.track(clip).area.item() - 20 / 256) < 1e-6
+
+
 def test_motion_meters():
+    assert torch.allclose(m.speed(torch.tensor([[[0.0, 0.0], [0.3, 0.4], [0.3, 0.4]]])), torch.tensor([[0.5, 0.0]]))
     clip = flat((1.0, 1.0, 1.0), [(0, 0), (4, 0), (4, 0)])
     assert torch.allclose(m.speed(m.track(clip).centroids), torch.tensor([[0.5, 0.0]]), atol=1e-6)
     assert abs(m.frame_change(clip).item() - 2 * 32 / 256 / 2) < 1e-6                        # 32 pixels change by 2, in one of two steps
