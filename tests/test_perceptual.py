@@ -58,8 +58,9 @@ def test_resize():
     assert p.resize(x, 6).shape == (2, 3, 4, 6, 6) and p.resize(x[..., :10, :], 10) is not None
     square = x[..., :10, :10]
     assert p.resize(square, 10).data_ptr() == square.data_ptr()                              # untouched where it fits
-    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
-    assert p.resize(board.expand(1, 3, 2, 8, 8), 2).abs().max() < 0.2                        # smoothed, not sampled
+    edge = torch.zeros(1, 3, 2, 8, 8)
+    edge[..., 0] = 1
+    assert p.resize(edge, 2)[..., 0].min() > 0.1                                             # smoothed: sampling would miss the column
     frames = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 3, 4, 8, 8)
     assert torch.allclose(p.resize(frames, 4)[0, 0, :, 0, 0], torch.arange(4.0))             # time is left alone
 
@@ -102,15 +103,17 @@ def test_windows_are_evenly_spaced_and_know_their_clip():
 def test_training_learns_and_repeats_by_seed(trained):
     network, record = trained
     assert record["held_out_accuracy"] > 0.9 and record["held_out_clips"] == 6 and not network.training
-    before = torch.random.get_rng_state()
     short = lambda seed: p.train_classifier(ramps(), steps=3, size=16, width=4, batch=4, seed=seed)[0].state_dict()
-    a, b, c = short(1), short(1), short(2)
+    a = short(1)
+    torch.manual_seed(99)                                                                     # whatever happened in between
+    before = torch.random.get_rng_state()
+    b, c = short(1), short(2)
     assert all(torch.equal(a[k], b[k]) for k in a) and any(not torch.equal(a[k], c[k]) for k in a)
     assert torch.equal(before, torch.random.get_rng_state())                                  # nobody else's randomness is touched
 
 
 def test_training_needs_labels():
-    with pytest.raises(ValueError, match="no labels"):
+    with pytest.raises(ValueError, match="a classifier needs labelled clips"):
         p.train_classifier(Clips.from_array(np.zeros((2, 20, 8, 8, 3), np.uint8)), steps=1)
 
 

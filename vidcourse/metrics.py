@@ -164,8 +164,7 @@ def fill_gaps(centroids: Float[Tensor, "n t 2"]) -> Float[Tensor, "n t 2"]:
 
 def pair_correlation(paths: Float[Tensor, "*b k s"]) -> Float[Tensor, "*b"]:
     """Mean correlation over the pairs of k centred rows; a constant row has correlation 0 with all."""
-    size, k = paths.norm(dim=-1, keepdim=True), paths.shape[-2]
-    unit = torch.where(size > 1e-6, paths / size.clamp_min(1e-6), 0)
+    k, unit = paths.shape[-2], paths / paths.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     table = unit @ unit.mT
     return (table.sum((-2, -1)) - table.diagonal(dim1=-2, dim2=-1).sum(-1)) / (k * (k - 1))
 

@@ -31,7 +31,7 @@ def resize(clips: Float[Tensor, "n c t h w"], size: int) -> Float[Tensor, "n c t
     small = F.interpolate(frames, (size, size), mode="bilinear", align_corners=False, antialias=True)
     return small.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02008
+# %% ../nbs/02_perceptual_metrics.ipynb #02009
 def conv_block(inputs: int, outputs: int, stride: tuple[int, int, int]) -> nn.Sequential:
     """3 x 3 x 3 convolution, batch normalisation, ReLU."""
     return nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU())
@@ -58,7 +58,7 @@ class VideoClassifier(nn.Module):
         """Logits of the classes."""
         return self.head(self.dropout(self.features(clips)))
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02011
+# %% ../nbs/02_perceptual_metrics.ipynb #02012
 def augment(clips: Float[Tensor, "n 3 t h w"], generator: torch.Generator, flip: bool = False,
             shift: float = 0.1, zoom: float = 0.1, light: float = 0.2) -> Float[Tensor, "n 3 t h w"]:
     """The same event seen from elsewhere in other light; one draw for all frames of a clip.
@@ -74,7 +74,7 @@ def augment(clips: Float[Tensor, "n 3 t h w"], generator: torch.Generator, flip:
     gain, offset = 1 + light * draw(3, 1, 1, 1), light * draw(3, 1, 1, 1)
     return (moved.view(clips.shape) * gain + offset).clamp(-1, 1)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02014
+# %% ../nbs/02_perceptual_metrics.ipynb #02015
 def windows(clips, length: int, step: int = 1, each: int = 4) -> tuple[Float[Tensor, "n c t h w"], Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Up to `each` evenly spaced windows of every clip: (windows, labels, which clip each is from). No randomness."""
     out, owner, need = [], [], (length - 1) * step + 1
@@ -88,7 +88,7 @@ def windows(clips, length: int, step: int = 1, each: int = 4) -> tuple[Float[Ten
     labels = clips.labels[owner] if clips.labels is not None else np.full(len(owner), -1)
     return to_float(np.stack(out)), torch.as_tensor(labels), torch.tensor(owner)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02015
+# %% ../nbs/02_perceptual_metrics.ipynb #02017
 @torch.no_grad()
 def in_batches(network: Callable[[Tensor], Tensor], clips: Float[Tensor, "n c t h w"], batch: int = 32) -> Float[Tensor, "n d"]:
     """What a network (or a method of one) answers to many clips, a few at a time: in eval mode, on its device, answers on the CPU."""
@@ -105,7 +105,7 @@ def accuracy(network: nn.Module, clips: Float[Tensor, "n 3 t h w"], labels: Int[
     """Share of the clips that the classifier names as their label says."""
     return (in_batches(network, clips).argmax(1) == labels.cpu()).float().mean().item()
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02016
+# %% ../nbs/02_perceptual_metrics.ipynb #02018
 def train_classifier(clips, held_out=None, *, steps: int = 400, batch: int = 16, rate: float = 3e-3, seed: int = 0, length: int = 16,
                      step: int = 1, size: int = 32, width: int = 16, device="cpu", **augmentation) -> tuple[VideoClassifier, dict]:
     """Train a `VideoClassifier` on labelled `Clips`; `held_out`, other `Clips`, serve only to measure its accuracy.
@@ -132,7 +132,7 @@ def train_classifier(clips, held_out=None, *, steps: int = 400, batch: int = 16,
         record |= dict(held_out_accuracy=accuracy(network, x, y), held_out_windows=len(y), held_out_clips=len(held_out))
     return network.eval(), record
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02021
+# %% ../nbs/02_perceptual_metrics.ipynb #02023
 def save_classifier(path: str | Path, network: VideoClassifier, **facts) -> Path:
     """Write weights and the facts about them into one safetensors file; it appears whole or not at all."""
     path = Path(path)
@@ -158,7 +158,7 @@ def load_classifier(path: str | Path) -> tuple[VideoClassifier, dict]:
     network.load_state_dict(tensors)
     return network.eval(), facts
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02034
+# %% ../nbs/02_perceptual_metrics.ipynb #02036
 class MotionControl(NamedTuple):
     """How often the wanted class was seen in the clips."""
     score: float
@@ -179,7 +179,7 @@ def motion_control_score(clips: Float[Tensor, "n 3 t h w"], wanted: Int[Tensor, 
         return MotionControl(found.accuracy, seen, found.classes, found.table)
     return MotionControl((seen == wanted).float().mean().item(), seen, np.arange(len(found.table)), found.table)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02038
+# %% ../nbs/02_perceptual_metrics.ipynb #02040
 class FrechetScore(NamedTuple):
     """A Frechet distance and the protocol without which it means nothing."""
     value: float
@@ -199,7 +199,7 @@ def fvd(real: Float[Tensor, "n 3 t h w"], fake: Float[Tensor, "m 3 t2 h2 w2"], f
         network=type(owner).__name__, clips=f"{len(real)} real, {len(fake)} fake", frames=f"{real.shape[2]} and {fake.shape[2]}",
         pixels=f"{real.shape[-1]} and {fake.shape[-1]}", resized_to=getattr(owner, "size", None)))
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02044
+# %% ../nbs/02_perceptual_metrics.ipynb #02046
 def same_padding(x: Float[Tensor, "n c t h w"], kernel: tuple[int, ...], stride: tuple[int, ...]) -> Float[Tensor, "n c t2 h2 w2"]:
     """TensorFlow's SAME: zeros so that `ceil(length / stride)` places fit, the odd one on the far side."""
     short = [max(0, (-(-a // s) - 1) * s + k - a) for a, k, s in zip(x.shape[2:], kernel, stride)]
@@ -209,7 +209,7 @@ def same_pool(x: Float[Tensor, "n c t h w"], kernel: tuple[int, ...], stride: tu
     """Max-pool with SAME padding (what comes in is never negative, so zeros change nothing)."""
     return F.max_pool3d(same_padding(x, kernel, stride), kernel, stride)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02047
+# %% ../nbs/02_perceptual_metrics.ipynb #02049
 class Unit(nn.Module):
     """Convolution with SAME padding, then ReLU; batch normalisation is already folded into the weights."""
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1):
@@ -232,7 +232,7 @@ class Mixed(nn.Module):
         """The four views, concatenated over channels."""
         return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3(same_pool(x, (3, 3, 3), (1, 1, 1)))], 1)
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02048
+# %% ../nbs/02_perceptual_metrics.ipynb #02050
 MIXED = {"3b": (192, 64, 96, 128, 16, 32, 32), "3c": (256, 128, 128, 192, 32, 96, 64), "4b": (480, 192, 96, 208, 16, 48, 64),
          "4c": (512, 160, 112, 224, 24, 64, 64), "4d": (512, 128, 128, 256, 24, 64, 64), "4e": (512, 112, 144, 288, 32, 64, 64),
          "4f": (528, 256, 160, 320, 32, 128, 128), "5b": (832, 256, 160, 320, 32, 128, 128), "5c": (832, 384, 192, 384, 48, 128, 128)}
@@ -261,7 +261,7 @@ class I3D(nn.Module):
         window = [min(a, b) for a, b in zip((2, 7, 7), x.shape[2:])]
         return self.Logits["conv"](F.avg_pool3d(x, window, 1)).mean((2, 3, 4))
 
-# %% ../nbs/02_perceptual_metrics.ipynb #02050
+# %% ../nbs/02_perceptual_metrics.ipynb #02052
 def load_i3d(path: str | Path, size: int = 224) -> I3D:
     """An `I3D` in eval mode with the weights of an `.npz` (float16 on disk); FileNotFoundError says what to do instead."""
     if not Path(path).is_file():

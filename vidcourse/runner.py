@@ -108,8 +108,7 @@ class Outcome:
 
 def headline_numbers(notebook: Path) -> dict[str, Any]:
     "All numbers that `vidcourse.course.report` left in a notebook's outputs."
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    found = [output.get("data", {}).get(REPORT_TYPE, {}) for cell in cells for output in cell.get("outputs", ())]
+    found = [output.get("data", {}).get(REPORT_TYPE, {}) for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] for output in cell.get("outputs", ())]
     return {name: value for numbers in found for name, value in numbers.items()}
 
 # %% ../nbs/70_running_the_course.ipynb #70031
@@ -130,12 +129,17 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any], progress: boo
         import papermill
         check_parameters(notebook, parameters)
         with kernel_environment():
-            papermill.execute_notebook(str(notebook), str(out / notebook.name), parameters, kernel_name="python3", cwd=str(work), progress_bar=bar)
+            for tries_left in (2, 1, 0):        # kernels that start at the same moment can reach for the same port
+                try:
+                    papermill.execute_notebook(str(notebook), str(out / notebook.name), parameters, kernel_name="python3", cwd=str(work), progress_bar=bar)
+                    break
+                except RuntimeError as error:
+                    if not tries_left or "died before replying" not in str(error):
+                        raise
     except Exception as error:
         outcome.status, (outcome.why, outcome.traceback) = "failed", failure(error)
     outcome.minutes = (time.perf_counter() - began) / 60
-    if (out / notebook.name).is_file():
-        outcome.numbers = headline_numbers(out / notebook.name)
+    outcome.numbers = headline_numbers(out / notebook.name) if (out / notebook.name).is_file() else {}
     return outcome
 
 # %% ../nbs/70_running_the_course.ipynb #70039
@@ -224,18 +228,14 @@ def run_course(names: Iterable[str] = (), profile: str = "auto", out: str | Path
     parameters = {"profile": profile} | ({} if seed is None else {"seed": seed})
     about = f"profile {profile}, {time.strftime('%Y-%m-%d %H:%M')}, Python {platform.python_version()} on {platform.system()}, {os.cpu_count()} CPUs"
     outcomes, needed = {path.stem: Outcome(path.stem) for path in notebooks}, needs(notebooks)
-    bar = tqdm(notebooks, desc="course", unit="notebook", dynamic_ncols=True, disable=not (progress and sys.stderr.isatty()))
-    try:
+    with tqdm(notebooks, desc="course", unit="notebook", dynamic_ncols=True, disable=not (progress and sys.stderr.isatty())) as bar:
         for count, path in enumerate(bar, 1):
             lost = [name for name in needed[path.stem] if outcomes[name].status != "ok"]
             (out / path.name).unlink(missing_ok=True)
-            outcome = Outcome(path.stem, "skipped", why=f"needs {', '.join(lost)}") if lost else execute(path, out, parameters, not bar.disable)
-            outcomes[path.stem] = outcome
+            outcomes[path.stem] = outcome = Outcome(path.stem, "skipped", why=f"needs {', '.join(lost)}") if lost else execute(path, out, parameters, not bar.disable)
             with bar.external_write_mode(file=sys.stdout):
-                say(f"[{count}/{len(notebooks)}] {path.stem:<26} {outcome.status:<8}{outcome.minutes:5.1f} min  {outcome.why}" + ("\n" + outcome.traceback if outcome.traceback else ""))
+                say(f"[{count}/{len(notebooks)}] {path.stem:<26} {outcome.status:<8}{outcome.minutes:5.1f} min  {outcome.why}\n{outcome.traceback}".strip())
             write_pages(list(outcomes.values()), notebooks, out, about, only=path.stem)
-    finally:
-        bar.close()
     return list(outcomes.values())
 
 # %% ../nbs/70_running_the_course.ipynb #70057
