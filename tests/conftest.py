@@ -1,10 +1,13 @@
 "Every test: one torch thread, shapes in signatures enforced, real data by fixture."
 import os
+import signal
 import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)      # a suite started in the background ignores ctrl-C, and so would the programs that tests interrupt
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -116,7 +116,7 @@ def test_no_nbdev_at_run_time_and_every_public_function_is_described():
         assert not any(name.split(".")[0] in ("nbdev", "fastcore", "execnb") for name in imported), path
         if path.name != "_modidx.py":
             bare = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not ast.get_docstring(node)]
-            assert not [name for name in bare if f"{name}(" not in "class Clips(SampledClips)"], f"{path.name}: {bare} without a docstring"
+            assert not set(bare) - {"Clips"}, f"{path.name}: {bare} without a docstring"          # Clips takes over that of its base
 
 
 def test_runner_and_command_import_nothing_heavy():

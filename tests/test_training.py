@@ -449,7 +449,7 @@ def test_exercises_tell_right_from_wrong(capsys):
     assert len(stubs) == 3
     mlp = lambda *s: nn.Sequential(*[m for a, b in zip(s, s[1:]) for m in (nn.Linear(a, b), nn.LeakyReLU(0.2))][:-1])
     for i in stubs:
-        space = {"math": math, "torch": torch, "mlp": mlp, "real_cloud": torch.rand(800, 2), "exercise": exercise}
+        space = {"math": math, "torch": torch, "nn": nn, "mlp": mlp, "real_cloud": torch.rand(800, 2), "exercise": exercise}
         for text in source[i:i + 2]: exec(text, space)
         name, check = re.match(r"def (\w+)", source[i])[1], next(v for v in space.values() if isinstance(v, Exercise))
         assert "not yet" in capsys.readouterr().out, "the stub fails"
