@@ -153,3 +153,12 @@ def test_shipped_weights_move(seed):
 def test_weights_that_do_not_ship():
     with pytest.raises(FileNotFoundError, match="mocogan_shapes_seed0"):
         load_pretrained("cats")
+
+
+def test_study_adds_records_and_does_not_repeat(shapes, tmp_path):
+    from vidcourse.mocogan.study import study
+    results = tmp_path / "study.json"
+    first = study(shapes, SMOKE, ["all of it"], steps=1, results=results, progress=False)
+    both = study(shapes, SMOKE, ["all of it", "no image critic"], steps=1, results=results, progress=False)
+    assert both[:1] == first == json.loads(results.read_text())[:1] and [r["recipe"] for r in both] == ["all of it", "no image critic"]
+    assert list(tmp_path.iterdir()) == [results]

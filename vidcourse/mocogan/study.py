@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..course import hardware
+from ..course import hardware, weights_file
 from ..metrics import acd, colour_ratio, path_correlation, track
 from .latents import code_grid
 from .model import MoCoGAN, train
 from .networks import Config
 from ..perceptual import motion_control_score
+from ..video import atomic
 
 # %% ../../nbs/13_mocogan_measured.ipynb #13010
 def measure(system: MoCoGAN, judge=None, *, contents: int = 16, motions: int = 16, n: int = 256, seed: int = 5) -> dict[str, float]:
@@ -78,13 +79,14 @@ def study(clips, config: Config, recipes: list[str], *, steps: int, seeds=(0,), 
             records.append({"recipe": name, "seed": seed, "steps": steps, "seconds": system.facts["seconds"], "hardware": hardware(),
                             "precision": config.precision, "losses": system.facts["history"][-1], **measure(system, judge)})
             if results:
-                Path(results).write_text(json.dumps(records, indent=1))
+                with atomic(results) as temporary:          # a stopped run leaves the records that were complete
+                    temporary.write_text(json.dumps(records, indent=1))
     return records
 
 # %% ../../nbs/13_mocogan_measured.ipynb #13023
 def shipped_study() -> list[dict]:
     "The records of the long ablation runs that ship with the package."
-    return json.loads((Path(__file__).parents[1] / "weights" / "mocogan_study.json").read_text())
+    return json.loads((weights_file("mocogan_shapes_seed0").parent / "mocogan_study.json").read_text())
 
 
 def study_table(records: list[dict], columns=("colour_ratio", "whole_path_correlation", "mcs", "mcs_matched", "empty")) -> str:
