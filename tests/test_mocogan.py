@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from vidcourse.course import weights_file
 from vidcourse.data import load
 from vidcourse.mocogan import CONFIGS, MoCoGAN, load_pretrained, networks
-from vidcourse.mocogan.latents import code_grid, draw_codes, with_motion
+from vidcourse.mocogan.latents import MotionWalk, code_grid, draw_codes, with_motion
 from vidcourse.mocogan.model import make_trainer, step_on, train
-from vidcourse.mocogan.networks import count
+from vidcourse.mocogan.networks import InstanceNoise, count
 
 SMOKE = CONFIGS["smoke"]
 
@@ -153,6 +153,45 @@ def test_shipped_weights_move(seed):
 def test_weights_that_do_not_ship():
     with pytest.raises(FileNotFoundError, match="mocogan_shapes_seed0"):
         load_pretrained("cats")
+
+
+def test_start_from_a_trained_system(shapes, model):
+    frozen = replace(SMOKE, rate_generator=0.0)
+    began = train(shapes, frozen, start=model, steps=2, progress=False)
+    for (name, a), b in zip(model.networks["generator"].named_parameters(), began.networks["generator"].parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+    with pytest.raises(ValueError, match="generator of other sizes"):
+        train(shapes, replace(SMOKE, width=4), start=model, steps=1, progress=False)
+
+
+def test_a_shorter_first_stage_ends_at_full_length(shapes):
+    from vidcourse.mocogan.study import RECIPES, train_recipe
+    assert train_recipe(shapes, SMOKE, RECIPES["first half on 8 frames"], steps=4).config == SMOKE
+
+
+def test_every_line_of_the_study_is_a_configuration():
+    from vidcourse.mocogan.study import RECIPES
+    for changes in RECIPES.values():
+        networks(replace(CONFIGS["laptop"], size=16, **{k: v for k, v in changes.items() if k != "first_length"}))
+
+
+@pytest.mark.parametrize("step, sigma", [(0, 0.2), (5, 0.1), (10, 0.0), (25, 0.0)])
+def test_noise_fades(shapes, step, sigma):
+    config = replace(SMOKE, noise=0.2, noise_until=10)
+    trainer = make_trainer(config, seed=0)
+    trainer.step = step
+    step_on(shapes, config)(trainer)
+    for name in ("image_critic", "video_critic"):
+        assert {round(m.sigma, 6) for m in trainer.networks[name].modules() if isinstance(m, InstanceNoise)} == {sigma}
+
+
+def test_a_bounded_start_is_a_squashed_one():
+    torch.manual_seed(0)
+    free, bounded = MotionWalk(3, 4, 2), MotionWalk(3, 4, 2, bounded_start=True)
+    bounded.load_state_dict(free.state_dict())
+    codes = draw_codes(5, 6, content=3, motion=4, categories=2)
+    torch.testing.assert_close(bounded(codes), free(replace(codes, start=codes.start.tanh())))
+    assert not torch.allclose(bounded(codes), free(codes))
 
 
 def test_study_adds_records_and_does_not_repeat(shapes, tmp_path):

@@ -80,13 +80,14 @@ class MotionWalk(nn.Module):
     """Codes to frame latents: a GRU driven by noise, content and category repeated (paper, section 3; released sizes 50, 10, 6).
 
     `category_into` is "recurrence" (the paper: the unit hears the category at each step) or "generator" (the released code:
-    the category goes past the unit, straight to the image generator).
+    the category goes past the unit, straight to the image generator). With `bounded_start` the start is squashed by tanh into the box where
+    every later state lives (ours).
     """
-    def __init__(self, content: int, motion: int, categories: int = 0, category_into: str = "recurrence"):
+    def __init__(self, content: int, motion: int, categories: int = 0, category_into: str = "recurrence", bounded_start: bool = False):
         super().__init__()
         if category_into not in ("recurrence", "generator"):
             raise ValueError(f"category_into is {category_into!r}; it must be 'recurrence' (the paper) or 'generator' (the released code)")
-        self.categories, self.heard = categories, categories > 0 and category_into == "recurrence"
+        self.categories, self.heard, self.bounded_start = categories, categories > 0 and category_into == "recurrence", bounded_start
         self.recurrent = nn.GRUCell(motion + (categories if self.heard else 0), motion)
         self.width = content + motion + (0 if self.heard else categories)
 
@@ -101,7 +102,7 @@ class MotionWalk(nn.Module):
     def motion(self, codes: Codes) -> Float[Tensor, "n t m"]:
         "The walk alone: one state per frame; the start itself is never part of it."
         noise = torch.cat([self.one_hot(codes), codes.noise], dim=-1) if self.heard else codes.noise
-        h, path = codes.start, []
+        h, path = codes.start.tanh() if self.bounded_start else codes.start, []
         for k in range(codes.length):
             h = self.recurrent(noise[:, k], h)
             path.append(h)

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SYSTEM', 'critic_loss', 'generator_loss', 'one_frame', 'gradient_penalty', 'critic_step', 'generator_step',
-           'make_trainer', 'step_on', 'MoCoGAN', 'train', 'fit_config', 'load_pretrained']
+           'make_trainer', 'step_on', 'MoCoGAN', 'train', 'begin_with', 'fit_config', 'load_pretrained']
 
 # %% ../../nbs/12_mocogan.ipynb #12005
 "MoCoGAN: the game between generator and critics, and the trained system (Tulyakov et al. 2018)."
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..course import hardware, weights_file
 from ..data import Clips
 from .latents import Codes
-from .networks import Config, VideoGenerator, networks
+from .networks import Config, VideoGenerator, networks, set_noise
 from ..training import Trainer, decay, load_weights, save_weights
 
 # %% ../../nbs/12_mocogan.ipynb #12010
@@ -113,6 +113,9 @@ def step_on(clips: Clips, config: Config):
         real, labels = batch if labelled else (batch, None)
         real, labels = trainer.shard(real).to(trainer.device), None if labels is None else trainer.shard(labels).to(trainer.device)
         frames = trainer.shard(torch.randint(config.length, (config.batch,), generator=trainer.generator)).to(trainer.device)
+        if config.noise_until:
+            for name in ("video_critic", "image_critic"):
+                set_noise(trainer.networks.get(name, nn.Identity()), config.noise * max(0.0, 1 - trainer.step / config.noise_until))
         codes = draw(trainer)
         fake = paint(trainer, codes)
         fresh = (lambda: paint(trainer, draw(trainer)).detach()) if config.fresh_fakes else (lambda: fake)
@@ -163,20 +166,33 @@ class MoCoGAN:
         return system
 
 # %% ../../nbs/12_mocogan.ipynb #12036
-def train(clips: Clips, config: Config, *, out=None, steps: int | None = None, seed: int = 0, resume: bool = False, device=None, progress: bool = True,
+def train(clips: Clips, config: Config, *, start: MoCoGAN | None = None, out=None, steps: int | None = None, seed: int = 0, resume: bool = False, device=None, progress: bool = True,
           on_log=None, log_every: int = 50, save_every: int = 1000) -> MoCoGAN:
     """Train on clips and return the system with the averaged generator; with `out`, leave checkpoints and `weights.safetensors` there.
 
-    `steps` replaces `config.steps` (and stretches the fall of the rates). Raises ValueError when clips and configuration don't fit.
+    `steps` replaces `config.steps` (and stretches the fall of the rates). `start` is a trained system whose generator to begin with (the critics
+    begin afresh). Raises ValueError when clips and configuration don't fit, or `start` has a generator of other sizes.
     """
     config = fit_config(config, clips)
     trainer = make_trainer(config, seed=seed, out=out, device=device, log_every=log_every, save_every=save_every)
+    if start is not None:
+        begin_with(start, trainer)
     trainer.fit(step_on(clips, config), steps or config.steps, resume=resume, on_log=on_log, progress=progress)
     facts = dict(steps=trainer.step, seed=seed, seconds=round(trainer.seconds), hardware=hardware(), history=trainer.history[-1:])
     system = MoCoGAN(config, trainer.averaged["generator"].cpu(), facts)
     if out is not None:
         system.save(Path(out) / "weights.safetensors")
     return system
+
+
+def begin_with(start: MoCoGAN, trainer: Trainer) -> None:
+    "Copies a trained generator into a trainer, into its average as well; ValueError when the sizes differ."
+    weights = start.networks["generator"].state_dict()
+    for net in (trainer.networks["generator"], trainer.averaged["generator"]):
+        try:
+            net.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the system to start from has a generator of other sizes ({str(error).splitlines()[1].strip()}); use its own config, with other training choices only") from None
 
 
 def fit_config(config: Config, clips: Clips) -> Config:
