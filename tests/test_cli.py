@@ -116,7 +116,7 @@ def test_evaluate(run, tmp_path, capsys):
     assert "motion control score" in capsys.readouterr().out
     facts = json.loads((run / "evaluation.json").read_text())
     assert facts["scores"]["generated clips"] == 16 and 0 <= facts["scores"]["motion control score, matched"] <= 1
-    assert facts["scores"]["Frechet distance, real halves"] < facts["scores"]["Frechet distance, generated"]
+    assert facts["scores"]["Frechet distance, other real clips"] < facts["scores"]["Frechet distance, generated"]
 
 
 def test_data_lists(capsys):

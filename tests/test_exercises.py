@@ -3,13 +3,13 @@
 Stub, check and solution may use what the notebook imports, what its module exports, `settings`, and cells tagged `setup`. Nothing else is run, so a training
 notebook's exercises are tested in a moment.
 """
-import ast, importlib, json, re
+import ast, functools, importlib, json, re
 from pathlib import Path
 
 import pytest
 import torch
 
-from vidcourse.course import Exercise, Settings, find_exercises, with_solutions
+from vidcourse.course import Exercise, Settings, Verdict, find_exercises, untouched, with_solutions
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "nbs").glob("[0-9]*.ipynb"))
 PAGES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in NOTEBOOKS}
@@ -52,7 +52,8 @@ def outcome(page, found, answer):
 @pytest.mark.parametrize("name, found", CASES)
 def test_stub_fails_with_a_hint(name, found, capsys):
     assert outcome(PAGES[name], found, found.stub) is False
-    assert len(capsys.readouterr().out.split("not yet:")[1].strip()) > 10
+    said = capsys.readouterr().out.split("not yet:")[1]
+    assert "still a stub: " in said and "raised" not in said and len(said.strip()) > 10
 
 
 @pytest.mark.parametrize("name, found", CASES)
@@ -114,3 +115,32 @@ def test_an_exercise_never_raises(capsys):
     assert task(lambda: 2) is False and "it should be one" in (out := capsys.readouterr().out) and "hint: count" in out
     for broken in (None, lambda: 1 / 0, lambda x: x):
         assert task(broken) is False and "raised" in capsys.readouterr().out
+
+
+def test_an_untouched_stub_is_told_from_an_answer(capsys):
+    def dots(x): ...
+    def text(x, y=1, *more): "What it should do."
+    def both(x):
+        """What it should do."""
+        pass
+    def refuses(x): raise NotImplementedError("write this")
+    def five(x): return 5
+    def same(x): return x
+    def works(x): x + 1
+    task = Exercise("task", lambda answer: answer(1), hint="think")
+    for stub in (dots, text, both, refuses, functools.wraps(dots)(lambda *a: dots(*a))):
+        assert task(stub) is False
+        assert "still a stub: " in (out := capsys.readouterr().out) and "hint: think" in out
+    for answer in (five, same, works, len, abs):
+        assert not untouched(answer)
+    assert task(five) is True and "solved" in capsys.readouterr().out
+
+
+def test_a_verdict_is_true_or_false_and_shows_nothing(monkeypatch, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+    shell, task = InteractiveShell(), Exercise("task", lambda answer: None)
+    assert task(1) is True
+    monkeypatch.setattr("vidcourse.course.get_ipython", lambda: shell)
+    passed = task(1)
+    assert isinstance(passed, Verdict) and passed and passed == True and repr(passed) == "True" and not Verdict(False)
+    assert shell.display_formatter.format(passed) == ({}, {}) and shell.display_formatter.format(1)[0]

@@ -99,7 +99,7 @@ def load_clips(data: str, config: Any, n: int = 2000, seed: int = 0) -> Any:
 
 # %% ../nbs/71_command_line.ipynb #71021
 DATA = "PATH of your clips (a folder of videos, of folders of frames, of film strips, or an .npz; names of sub-folders are labels), or a NAME: shapes, weizmann."
-SEED = Annotated[int, typer.Option(help="The same seed on the same machine gives the same result.")]
+SEED = Annotated[int, typer.Option(help="The same seed (and the same numbers) on the same machine gives the same result.")]
 PROFILE = "auto, smoke (seconds, learns nothing), laptop, gpu; also the system's other configurations, such as paper."
 
 @app.command()
@@ -169,14 +169,15 @@ def evaluation(model: Any, clips: Any, judge: Any = None, i3d: Any = None, colou
     from vidcourse.metrics import acd, frame_change, object_colour, shuffle_frames
     from vidcourse.perceptual import fvd, motion_control_score, windows
     config, generator = model.config, torch.Generator().manual_seed(seed)
-    real = windows(clips, config.length, getattr(config, "frame_step", 1), each=-(-n // len(clips)))[0]
+    real = windows(clips, config.length, getattr(config, "frame_step", 1), each=-(-2 * n // len(clips)))[0]
+    real, other = real[::2][:n], real[1::2][:n]           # equal numbers on every side: a Frechet distance of fewer clips is larger
     fake = model.sample(n, config.length, generator).clamp(-1, 1).cpu()
     scores = {"real clips": len(real), "generated clips": n, "frame change, real": frame_change(real).mean().item(), "frame change, generated": frame_change(fake).mean().item()}
     if colours:
         scores |= {"average content distance, real": acd(object_colour(real)), "average content distance, generated": acd(object_colour(fake))}
     for name, features in {"Frechet distance": getattr(judge, "features", None), "Frechet video distance (I3D)": i3d}.items():
         if features is not None:
-            pairs = {"real halves": (real[::2], real[1::2]), "generated": (real, fake), "real, frames shuffled": (real, shuffle_frames(real, generator))}
+            pairs = {"other real clips": (real, other), "generated": (real, fake), "real, frames shuffled": (real, shuffle_frames(other, generator))}
             scores |= {f"{name}, {kind}": fvd(*pair, features).value for kind, pair in pairs.items()}
     if judge is not None and getattr(config, "categories", 0) == len(clips.label_names) > 0:
         wanted = torch.arange(n) % config.categories
@@ -198,7 +199,7 @@ def evaluate(weights: WEIGHTS, data: Annotated[str, typer.Option(help=DATA)], se
     from vidcourse.perceptual import load_i3d
     from vidcourse.video import atomic
     model = load_system(weights)
-    clips = load_clips(data, model.config, n=max(n, 64), seed=seed + 1000)
+    clips = load_clips(data, model.config, n=max(2 * n, 64), seed=seed + 1000)
     critic, origin = classifier(data, clips, model.config, judge)
     scores = evaluation(model, clips, critic, load_i3d(i3d) if i3d else None, data == "shapes", n, seed)
     print(f"classifier: {origin}", *(f"{name:<48}{value:>10.4g}" for name, value in scores.items()), sep="\n")
@@ -225,7 +226,7 @@ def data(name: Annotated[Optional[str], typer.Argument(help="The data set, such 
 # %% ../nbs/71_command_line.ipynb #71047
 @app.command()
 def run(notebooks: Annotated[Optional[list[str]], typer.Argument(metavar="[NOTEBOOK]...", help="Beginnings of names: 12_mocogan, or 1 for part 1. Default: all.")] = None,
-        profile: Annotated[str, typer.Option(help="auto, smoke (minutes for all), laptop (about an hour), gpu.")] = "auto",
+        profile: Annotated[str, typer.Option(help="auto, smoke (minutes for all), laptop (under an hour on two quiet cores), gpu.")] = "auto",
         out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("_course"), seed: Annotated[Optional[int], typer.Option(help="Default: as stated.")] = None,
         folder: Annotated[Optional[Path], typer.Option(help="Folder of notebooks; default: those of the course.")] = None,
         stored: Annotated[bool, typer.Option("--stored", help="Run nothing: make the pages of the notebooks as they are.")] = False) -> None:

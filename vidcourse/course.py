@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'COLAB_WITHOUT_GPU', 'REPORT_TYPE', 'FOLDED', 'cpu_name', 'hardware', 'choose_profile', 'Settings',
-           'start', 'data_root', 'data_file', 'weights_file', 'stopwatch', 'plain', 'report', 'Exercise', 'exercise',
-           'Found', 'find_exercises', 'with_solutions']
+           'start', 'data_root', 'data_file', 'weights_file', 'stopwatch', 'plain', 'report', 'untouched', 'Verdict',
+           'Exercise', 'exercise', 'Found', 'find_exercises', 'with_solutions']
 
 # %% ../nbs/00_start_here.ipynb #00008
-import os, platform, re, sys, time
+import dis, inspect, os, platform, re, sys, time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -119,22 +119,27 @@ def weights_file(name: str | Path) -> Path:
 
 # %% ../nbs/00_start_here.ipynb #00027
 class stopwatch:
-    "`with stopwatch('drawing') as watch:` prints the seconds; `watch.seconds` keeps them. Waits for the GPU."
+    "`with stopwatch('drawing') as watch:` prints the seconds; `watch.seconds` keeps them. Without `with`: `watch.elapsed()`. Waits for the GPU."
     def __init__(self, label: str | None = None):
         self.label, self.seconds = label, 0.0
+        self.began = self._now()
 
-    def now(self) -> float:
-        "Seconds on a clock that only goes forward, after pending GPU work is done."
+    def _now(self) -> float:
+        "A clock that only goes forward (its zero means nothing), read after pending GPU work is done."
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    def elapsed(self) -> float:
+        "Seconds since the stopwatch was made, or since its `with` block began."
+        return self._now() - self.began
+
     def __enter__(self) -> "stopwatch":
-        self.began = self.now()
+        self.began = self._now()
         return self
 
     def __exit__(self, *error) -> None:
-        self.seconds = self.now() - self.began
+        self.seconds = self.elapsed()
         if self.label:
             print(f"{self.label}: {self.seconds:.2f} s")
 
@@ -157,6 +162,17 @@ def report(**numbers: Any) -> None:
         display({"text/plain": text, REPORT_TYPE: numbers}, raw=True)
 
 # %% ../nbs/00_start_here.ipynb #00033
+def untouched(answer: Any) -> bool:
+    "Is it still a stub, a function with nothing but `...`, `pass` or a text in its body?"
+    def empty(): ...
+    steps = lambda function: [(step.opname, step.argval) for step in dis.get_instructions(function)]
+    return inspect.isfunction(answer) and steps(inspect.unwrap(answer)) == steps(empty)
+
+class Verdict(int):
+    "True or False, of which a notebook shows nothing when it is a cell's value: the check has said it in words."
+    __repr__ = lambda self: str(bool(self))
+    _ipython_display_ = lambda self: None
+
 class Exercise:
     "An exercise that checks itself: `check(answer)` prints, never raises, and returns True or False."
     def __init__(self, name: str, check: Callable[[Any], Any], hint: str = ""):
@@ -165,10 +181,12 @@ class Exercise:
     def check(self, answer: Any) -> bool:
         "Run the test on `answer`; a failed assertion's message is the hint."
         try:
+            if untouched(answer):
+                raise NotImplementedError
             self.test(answer)
             problem = None
         except NotImplementedError:
-            problem = "still a stub"
+            problem = "still a stub: write your own code in place of its body"
         except AssertionError as error:
             problem = str(error) or "not the right result"
         except Exception as error:
@@ -179,7 +197,10 @@ class Exercise:
             print(f"{self.name}: not yet: {problem}" + (f"\nhint: {self.hint}" if self.hint else ""))
         return problem is None
 
-    __call__ = check
+    def __call__(self, answer: Any) -> bool | Verdict:
+        "The same, to end a cell with."
+        passed = self.check(answer)
+        return passed if get_ipython() is None else Verdict(passed)
 
 def exercise(name: str, hint: str = "") -> Callable[[Callable], Exercise]:
     "Decorator: a function of assertions on one answer becomes an `Exercise`."

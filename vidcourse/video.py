@@ -104,10 +104,12 @@ def grid(clips: Clip, columns: int | None = None, gap: int = 2) -> UInt8[np.ndar
 
 # %% ../nbs/00_video.ipynb #00025
 def show(clips: Clip, columns: int | None = None, fps: int | float = 8, scale: int | None = None, caption: str | None = None) -> None:
-    "Show clips moving, in a grid, as an animated PNG; `scale` (a whole number) enlarges the pixels."
+    "Show clips moving, in a grid, as an animated PNG; `scale` (a whole number) enlarges the pixels, the page enlarges small pictures further."
     page = grid(clips, columns)
     scale = scale or max(1, 384 // page.shape[2])
-    display(Image(data=apng(page.repeat(scale, 1).repeat(scale, 2), fps), format="png", alt=caption or "moving clips"))
+    high, wide = (side * scale for side in page.shape[1:3])
+    shown = max(wide, min(800, 4 * wide // scale))          # in the page's pixels: no more bytes, and no stamps
+    display(Image(data=apng(page.repeat(scale, 1).repeat(scale, 2), fps), format="png", width=shown, height=round(high * shown / wide), alt=caption or "moving clips"))
     if caption:
         display(Markdown(f"*{caption}*"))
 

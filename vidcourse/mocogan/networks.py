@@ -39,10 +39,10 @@ def _check_size(size: int):
 # %% ../../nbs/11_frames_and_critics.ipynb #11019
 @dataclass(frozen=True)
 class Config:
-    "Sizes and training choices of a MoCoGAN; the defaults are the released code's (fact: 64 px, 16 frames, codes 50 / 10 / 6)."
+    "Sizes and training choices of a MoCoGAN; the defaults are the released code's networks (64 px, 16 frames, codes 50 / 10 / 6) with its published command's batch."
     size: int = 64                        # pixels a side
     length: int = 16                      # frames that the video critic sees
-    frame_step: int = 1                   # take every nth frame of real clips
+    frame_step: int = 1                   # take every nth frame of real clips (released code: 2; our shapes need no skipping)
     content: int = 50
     motion: int = 10
     categories: int = 6
