@@ -219,6 +219,10 @@ def test_missing_file_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("VIDCOURSE_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="vidcourse data weizmann"):
         load("weizmann")
+    for name in ("sky", "coil"):                                 # no command fetches these, and none is suggested
+        with pytest.raises(FileNotFoundError, match=FILES[name]) as caught:
+            load(name)
+        assert "vidcourse data" not in str(caught.value) and "VIDCOURSE_DATA" in str(caught.value)
     with pytest.raises(FileNotFoundError, match="neither a path nor a name"):
         load("wiezmann")
     with pytest.raises(FileNotFoundError, match="does not exist"):

@@ -181,6 +181,14 @@ def test_path_correlation_does_not_excuse_the_frozen_or_punish_the_still_axis():
         m.path_correlation(torch.zeros(1, 2, 8, 2))
 
 
+def test_path_correlation_leaves_out_motions_that_nobody_performs_and_says_so():
+    t = torch.linspace(-1, 1, 9)
+    tracks = torch.zeros(3, 4, 9, 2)                                                         # of four motions, three are frozen
+    tracks[:, 0] = torch.stack([t, -t], -1)
+    found = m.path_correlation(tracks)
+    assert abs(found.score - 1) < 1e-6 and found.moving == 0.25 and found.per_axis[1:].isnan().all()
+
+
 def test_empty_frames_keep_the_last_position():
     nan = float("nan")
     x = torch.tensor([[[nan, nan], [1, 2], [nan, nan], [3, 4]], [[nan] * 2] * 4])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vidcourse import perceptual as p
-from vidcourse.course import weights_file
+from vidcourse.course import data_file, weights_file
 from vidcourse.data import Clips, load
 from vidcourse.metrics import frechet_distance
 from vidcourse.training import load_weights
@@ -49,6 +49,18 @@ class Answers(nn.Module):
 def told(classes):
     """Clips from which `Answers` reads these classes."""
     return torch.tensor(classes).float().view(-1, 1, 1, 1, 1).expand(-1, 3, 2, 4, 4)
+
+
+def test_a_missing_file_names_the_command_only_where_one_fetches_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDCOURSE_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="`vidcourse data weizmann`"):
+        data_file("weizmann64.npz")
+    for name in ("i3d_kinetics400_fp16.npz", "sky64.npz"):
+        with pytest.raises(FileNotFoundError, match="no command fetches it") as caught:
+            data_file(name)
+        assert "vidcourse data" not in str(caught.value) and name in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="optional and no command fetches them"):
+        p.load_i3d(tmp_path / "i3d_kinetics400_fp16.npz")
 
 
 # The classifier ----------------------------------------------------------------------------------------------------------------------

@@ -93,6 +93,23 @@ def test_versions_agree():
     assert "allowed_cell_metadata_keys" in settings and "tags" in settings["allowed_cell_metadata_keys"], "cleaning would drop papermill's tag"
 
 
+def test_what_the_notebooks_import_is_installed_for_readers():
+    "By the course's own dependencies, not by the tools of its authors."
+    from importlib.metadata import packages_distributions
+    spelled = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed, there, missing = {spelled(re.match(r"[\w.-]+", name)[0]) for name in listed}, packages_distributions(), set()
+    for path in BOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            code = re.sub(r"^(\s*)[%!].*", r"\1pass", "".join(cell["source"]), flags=re.MULTILINE) if cell["cell_type"] == "code" else ""
+            for node in ast.walk(ast.parse(code)):
+                names = [name.name for name in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+                for name in {name.split(".")[0] for name in names} - {"vidcourse", *sys.stdlib_module_names}:
+                    if not needed & {spelled(known) for known in there.get(name, [name])}:
+                        missing.add(f"{path.stem}: {name}")
+    assert not missing, f"not in pyproject.toml's dependencies: {sorted(missing)}"
+
+
 def test_readme_is_the_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == authoring.readme(), "run make export"
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vidcourse import video
-from vidcourse.video import (apng, as_frames, atomic, decode, film_strip, fit, grid, read, show, strip, to_float, to_uint8, write)
+from vidcourse.video import (apng, as_frames, atomic, decode, film_strip, fit, grid, in_order, read, show, strip, to_float, to_uint8, write)
 
 try:
     from jaxtyping import TypeCheckError as ShapeError       # raised earlier where the shape checks of jaxtyping are switched on
@@ -207,6 +207,16 @@ def test_folder_of_frames(tmp_path, clip):
         read(tmp_path)
 
 
+def test_frames_in_a_folder_come_in_the_order_of_their_numbers(tmp_path, clip):
+    for k in range(12):
+        Image.fromarray(clip[k]).save(tmp_path / f"frame{k}.png")              # as text: 0, 1, 10, 11, 2, ...
+    assert np.array_equal(read(tmp_path), clip) and np.array_equal(read(tmp_path, max_frames=3), clip[:3])
+    for name in ("a10b2.png", "a10b1.png", "a9b3.png", "7.png", "²x.png", "07.png"):
+        (tmp_path / "names" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "names" / name).touch()
+    assert [path.stem for path in in_order(tmp_path / "names")] == ["a9b3", "a10b1", "a10b2", "²x", "07", "7"]
+
+
 def test_size_and_max_frames(tmp_path, clip):
     path = write(tmp_path / "a.mp4", clip)
     assert read(path, size=16, max_frames=3).shape == (3, 16, 16, 3) and read(path, size=(10, 20)).shape == (12, 10, 20, 3)
@@ -281,6 +291,14 @@ def test_other_truncated_files(tmp_path, clip, suffix, share):
         read(path)
 
 
+@pytest.mark.parametrize("suffix, lost", [(".gif", 1), (".apng", 8)])
+def test_cut_after_the_last_frame(tmp_path, clip, suffix, lost):
+    path = write(tmp_path / f"a{suffix}", clip)
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(ValueError, match="cut short: its end is missing after 12 frames; copy"):
+        read(path)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".apng", ".npz", ".png", ".xyz"])
 def test_a_web_page_under_a_wrong_name(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
@@ -316,7 +334,7 @@ def test_empty_folder(tmp_path):
 # ---- writing that fails
 
 @pytest.mark.parametrize("bad, pattern", [
-    (torch.full((3, 4, 8, 8), float("nan")), "768 of 768 values are NaN"), (torch.full((3, 4, 8, 8), 2.0), "expected -1 to 1"),
+    (torch.full((3, 4, 8, 8), float("nan")), "768 of 768 values are NaN"), (torch.full((3, 4, 8, 8), 2.0), r"to_uint8\(clips, clamp=True\)"),
     (np.zeros((4, 8, 8, 3)), "float64"), (np.zeros((8, 8, 3), np.uint8), r"\(8, 8, 3\)"), (np.zeros((0, 8, 8, 3), np.uint8), "nothing in it"), (None, "NoneType")])
 def test_write_refuses_bad_clips(tmp_path, bad, pattern):
     for suffix in (".mp4", ".npz"):

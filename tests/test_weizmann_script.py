@@ -231,7 +231,8 @@ def make_zip(path, *entries):
 @pytest.mark.parametrize("entries, word", [
     ([("../eli_bend.avi", b"x")], "leads out"), ([("a/../../eli_bend.avi", b"x")], "leads out"), ([("/tmp/eli_bend.avi", b"x")], "leads out"),
     ([("..\\eli_bend.avi", b"x")], "leads out"), ([("C:/eli_bend.avi", b"x")], "leads out"), ([("eli_bend.avi", b"/etc/passwd", "link")], "leads out"),
-    ([("eli_bend.avi", b"x"), ("../notes.txt", b"x")], "leads out"), ([("eli_bend.avi", b"x"), ("b/eli_bend.avi", b"y")], "twice"), ([("eli_bend.avi", bytes(3000))], "more than")])
+    ([("eli_bend.avi", b"x"), ("../notes.txt", b"x")], "leads out"), ([("eli_bend.avi", b"x"), ("b/eli_bend.avi", b"y")], "twice"), ([("eli_bend.avi", bytes(3000))], "more than the"),
+    ([("./../eli_bend.avi", b"x")], "leads out"), ([("a//../../eli_bend.avi", b"x")], "leads out"), ([("a/./../../eli_bend.avi", b"x")], "leads out"), ([("a/C:eli_bend.avi", b"x")], "leads out")])
 def test_evil_archives(tmp_path, entries, word):
     archive = make_zip(tmp_path / "evil.zip", *entries)
     with pytest.raises(ValueError, match=word):

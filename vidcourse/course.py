@@ -101,11 +101,11 @@ def data_root() -> Path:
     return Path(os.environ.get("VIDCOURSE_DATA") or pooch.os_cache("vidcourse"))
 
 def data_file(name: str) -> Path:
-    "Path of a data file such as `weizmann64.npz`; FileNotFoundError says how to fetch it."
+    "Path of a data file such as `weizmann64.npz`; FileNotFoundError says how to get it."
     path = data_root() / name
     if not path.exists():
-        what = re.split(r"[\d_./]", name)[0]
-        raise FileNotFoundError(f"{path} is not there; fetch it with `vidcourse data {what}`, or set VIDCOURSE_DATA to the folder that holds {name}")
+        way = "fetch it with `vidcourse data weizmann`" if name == "weizmann64.npz" else "no command fetches it: put it there"
+        raise FileNotFoundError(f"{path} is not there; {way}, or set VIDCOURSE_DATA to the folder that holds {name}")
     return path
 
 def weights_file(name: str | Path) -> Path:

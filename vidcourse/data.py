@@ -2,13 +2,12 @@
 
 # %% auto #0
 __all__ = ['VIDEOS', 'KINDS', 'FILES', 'check_frames', 'check_offsets', 'check_labels', 'StoredClips', 'draw_weighted',
-           'equal_labels', 'SampledClips', 'fields', 'in_order', 'is_strip', 'kind_of', 'items', 'detect', 'groups',
-           'read_frames', 'read_folder', 'Clips', 'from_list', 'from_array', 'from_npz', 'from_folder', 'load',
-           'held_out']
+           'equal_labels', 'SampledClips', 'fields', 'is_strip', 'kind_of', 'items', 'detect', 'groups', 'read_frames',
+           'read_folder', 'Clips', 'from_list', 'from_array', 'from_npz', 'from_folder', 'load', 'held_out']
 
 # %% ../nbs/01_real_clips.ipynb #01005
 "Clips at rest: any number of clips of different lengths as uint8, from shapes, archives and folders, and random batches of them."
-import copy, re
+import copy
 from pathlib import Path
 from typing import Sequence
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from .course import data_file
 from .files import open_npz
 from .shapes import CONTENT, MOTION, moving_shapes
-from .video import IMAGES, atomic, describe, fit, read, read_image, to_float
+from .video import IMAGES, atomic, describe, fit, in_order, read, read_image, to_float
 
 # %% ../nbs/01_real_clips.ipynb #01008
 def check_frames(frames, where: str = "frames") -> None:
@@ -146,11 +145,6 @@ def fields(path: str | Path, mmap: bool) -> tuple[np.ndarray, np.ndarray, np.nda
 # %% ../nbs/01_real_clips.ipynb #01027
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".apng")
 KINDS = ("videos", "frames", "strips")
-
-def in_order(folder: Path, endings: Sequence[str] = ()) -> list[Path]:
-    "What lies in a folder, sorted as people count, frame2 before frame10; hidden files are left out."
-    number = lambda path: [(s.isdigit(), int(s) if s.isdigit() else s.lower()) for s in re.split(r"(\d+)", path.name) if s]
-    return sorted((p for p in folder.iterdir() if not p.name.startswith(".") and (not endings or p.suffix.lower() in endings)), key=number)
 
 # %% ../nbs/01_real_clips.ipynb #01030
 def is_strip(path: Path) -> bool:

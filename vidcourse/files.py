@@ -113,12 +113,14 @@ def unpack(archive: Path, folder: Path, wanted: str, limit: int = LIMIT) -> dict
         infos = [info for info in source.infolist() if not info.is_dir()]
         for info in infos:
             parts = re.split(r"[/\\]", info.filename)
-            if ".." in parts or parts[0] == "" or ":" in parts[0] or stat.S_ISLNK(info.external_attr >> 16):
+            if ".." in parts or parts[0] == "" or ":" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
                 raise ValueError(f"{archive.name} holds {info.filename!r}, which leads out of its folder; nothing was unpacked")
         chosen = [info for info in infos if re.fullmatch(wanted, info.filename.rsplit("/", 1)[-1])]
         names = [info.filename.rsplit("/", 1)[-1] for info in chosen]
-        if len(set(names)) < len(names) or sum(info.file_size for info in chosen) > limit:
-            raise ValueError(f"{archive.name} holds a file twice, or more than {limit / 2**20:.0f} MB; nothing was unpacked")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{archive.name} holds {twice[0]!r} twice, and only one can be right; nothing was unpacked")
+        if (size := sum(info.file_size for info in chosen)) > limit:
+            raise ValueError(f"{archive.name} would unpack to {size / 2**20:.1f} MB, more than the {limit / 2**20:.1f} MB allowed; nothing was unpacked")
         folder.mkdir(parents=True, exist_ok=True)
         for info, name in zip(chosen, names):
             (folder / name).write_bytes(source.read(info))

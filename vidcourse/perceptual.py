@@ -265,7 +265,7 @@ class I3D(nn.Module):
 def load_i3d(path: str | Path, size: int = 224) -> I3D:
     """An `I3D` in eval mode with the weights of an `.npz` (float16 on disk); FileNotFoundError says what to do instead."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no I3D weights at {path}. They are optional: put i3d_kinetics400_fp16.npz into the data folder, "
+        raise FileNotFoundError(f"no I3D weights at {path}. They are optional and no command fetches them: put i3d_kinetics400_fp16.npz into the data folder, "
                                 "or use the features of a VideoClassifier (whose distances are on another scale)")
     with np.load(path, allow_pickle=False) as file:
         state = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file.files}

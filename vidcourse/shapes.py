@@ -62,12 +62,12 @@ def bezier(p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]) -> Float[
 
 # %% ../nbs/01_moving_shapes.ipynb #01022
 def circle(p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]) -> Float[np.ndarray, "n t 2"]:
-    "Round and round: centre, (radius, phase in half turns), (turns a clip, unused)."
+    "Round and round: `p[:, 0]` is the centre, `p[:, 1]` radius and phase in half turns, `p[:, 2, 0]` the turns a clip; the rest is not used."
     angle = 2 * np.pi * (p[:, 1, 1, None] / 2 + p[:, 2, 0, None] * t)
     return p[:, None, 0] + p[:, None, 1, :1] * np.stack([np.cos(angle), np.sin(angle)], -1)
 
 def bounce(p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"], room: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n t 2"]:
-    "Straight at an even speed, thrown back by the walls at -room and room: a triangle wave in x and in y."
+    "Straight at an even speed, thrown back by the walls at -room and room: a triangle wave in x and in y. Start, signs, speeds: `p[:, 0]` to `p[:, 2]`."
     velocity = 2.86 * np.sign(p[:, 1]) * (.55 + .45 * np.abs(p[:, 2]))
     room = room[:, None, None]
     along = (p[:, None, 0] + velocity[:, None] * t[..., None] + room) % (4 * room)
@@ -149,7 +149,7 @@ def control_points(name: str, u: Float[np.ndarray, "n 4 2"], room: Float[np.ndar
     if name in ("rise", "fall", "drift", "cross"):
         axis = 1 if name in ("rise", "fall") else 0
         return directed(name, points, u[..., axis], room)
-    if MOTIONS[name] == "circle":      # centre, (radius, phase), (direction, unused)
+    if MOTIONS[name] == "circle":      # centre; radius and phase; turns a clip
         points[:, 0] *= .15
         points[:, 1, 0] = (.6 + .15 * u[:, 1, 0]) * room
         points[:, 1, 1] = u[:, 1, 1]

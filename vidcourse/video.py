@@ -3,11 +3,11 @@
 # %% auto #0
 __all__ = ['Clip', 'MOVING', 'STILL', 'IMAGES', 'encode', 'pictures', 'apng', 'describe', 'to_float', 'to_uint8', 'as_frames',
            'grid', 'show', 'film_strip', 'strip', 'mp4', 'gif', 'whole', 'decode', 'atomic', 'strip_png', 'npz',
-           'write', 'fit', 'read_image', 'read_strip', 'read_npz', 'read']
+           'write', 'fit', 'in_order', 'read_image', 'read_strip', 'read_npz', 'read']
 
 # %% ../nbs/00_video.ipynb #00006
-import io, os, uuid, zipfile
-from collections.abc import Iterator
+import io, os, re, uuid, zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -74,7 +74,7 @@ def to_uint8(clips: Float[Tensor, "*n c t h w"], clamp: bool = False) -> UInt8[n
     if not clips.isfinite().all():
         raise ValueError(f"{int((~clips.isfinite()).sum())} of {clips.numel()} values are NaN or infinite")
     if not clamp and clips.numel() and clips.abs().max() > 1 + 1e-4:
-        raise ValueError(f"values from {clips.min():.3g} to {clips.max():.3g}, expected -1 to 1; rescale, or give clamp=True to cut off")
+        raise ValueError(f"values from {clips.min():.3g} to {clips.max():.3g}, expected -1 to 1; rescale, or cut them off: to_uint8(clips, clamp=True)")
     frames = ((clips.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return rearrange(frames, "... c t h w -> ... t h w c").contiguous().numpy()
 
@@ -175,7 +175,8 @@ def decode(path: Path | io.BytesIO, max_frames: int | None = None) -> Iterator[U
                         return
             kind = file.format.name
             if damaged or ("mp4" in kind and packets < stream.frames) or not whole(path, kind):
-                raise ValueError(f"{path} is cut short: {packets} of {stream.frames or '?'} frames are there; copy or download it again")
+                found = f"{packets} of {stream.frames} frames are there" if packets < stream.frames else f"its end is missing after {packets} frames"
+                raise ValueError(f"{path} is cut short: {found}; copy or download it again")
     except (av.error.FFmpegError, IndexError) as error:
         reason = getattr(error, "strerror", None) or "no video in it"
         raise ValueError(f"{path} can't be read as a video ({reason}); it may be incomplete, or of another kind") from error
@@ -248,6 +249,11 @@ def fit(frames: UInt8[np.ndarray, "t h w 3"], size: int | tuple[int, int] | None
     return rearrange(cut.round().clamp(0, 255).to(torch.uint8), "t c h w -> t h w c").numpy()
 
 # %% ../nbs/00_video.ipynb #00055
+def in_order(folder: Path, endings: Sequence[str] = ()) -> list[Path]:
+    "What lies in a folder, sorted as people count, frame2 before frame10; hidden files are left out."
+    number = lambda path: ([(s.isdecimal(), int(s) if s.isdecimal() else s.lower()) for s in re.split(r"(\d+)", path.name) if s], path.name)
+    return sorted((p for p in folder.iterdir() if not p.name.startswith(".") and (not endings or p.suffix.lower() in endings)), key=number)
+
 def read_image(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], dict]:
     "An image file's pixels and its text notes; ValueError when it is broken."
     try:
@@ -284,7 +290,7 @@ def read_npz(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 def read(path: str | Path, size: int | tuple[int, int] | None = None, max_frames: int | None = None) -> UInt8[np.ndarray, "t h w 3"]:
-    """One clip from a video file, GIF, animated PNG, film strip, .npz, or folder of frames (in the order of their names).
+    """One clip from a video file, GIF, animated PNG, film strip, .npz, or folder of frames (in the order of the numbers in their names).
 
     `size` cuts and resizes as `fit` does. FileNotFoundError, or ValueError for what can't be read whole.
     """
@@ -292,8 +298,7 @@ def read(path: str | Path, size: int | tuple[int, int] | None = None, max_frames
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist (looked in {path.resolve().parent})")
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES and not file.name.startswith("."))
-        parts = (read_image(file)[0][None] for file in files[:max_frames])
+        parts = (read_image(file)[0][None] for file in in_order(path, IMAGES)[:max_frames])
     elif path.suffix.lower() == ".npz":
         parts = [read_npz(path)]
     elif path.suffix.lower() in IMAGES and b"acTL" not in path.read_bytes()[:4096]:

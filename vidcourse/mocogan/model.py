@@ -2,23 +2,23 @@
 
 # %% auto #0
 __all__ = ['SYSTEM', 'critic_loss', 'generator_loss', 'one_frame', 'gradient_penalty', 'critic_step', 'generator_step',
-           'make_trainer', 'step_on', 'MoCoGAN', 'train', 'begin_with', 'fit_config', 'load_pretrained']
+           'make_trainer', 'step_on', 'MoCoGAN', 'train', 'fit_config', 'load_pretrained']
 
 # %% ../../nbs/12_mocogan.ipynb #12005
 "MoCoGAN: the game between generator and critics, and the trained system (Tulyakov et al. 2018)."
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..course import hardware, weights_file
+from ..course import weights_file
 from ..data import Clips
 from .latents import Codes
 from .networks import Config, VideoGenerator, networks, set_noise
-from ..training import Trainer, decay, load_weights, save_weights
+from ..systems import System, train_system
+from ..training import Trainer, decay
 
 # %% ../../nbs/12_mocogan.ipynb #12010
 def critic_loss(on_real: Float[Tensor, "n k"], on_fake: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
@@ -124,46 +124,16 @@ def step_on(clips: Clips, config: Config):
     return step
 
 # %% ../../nbs/12_mocogan.ipynb #12030
-class MoCoGAN:
+class MoCoGAN(System):
     """A trained (or fresh) MoCoGAN for sampling: `sample`, `decode`, `save`, `load` (paper, section 3).
 
     `networks["generator"]` is the averaged generator in evaluation mode.
     """
-    name = "mocogan"
-
-    def __init__(self, config: Config, generator: VideoGenerator | None = None, facts: dict | None = None):
-        self.config, self.facts = config, facts or {}
-        self.networks = {"generator": (generator or VideoGenerator(config)).eval()}
-
-    @torch.no_grad()
-    def decode(self, codes: Codes, at_once: int = 64) -> Float[Tensor, "n c t h w"]:
-        "Clips in [-1, 1] for given codes, `at_once` clips at a time."
-        net = self.networks["generator"]
-        device = next(net.parameters()).device
-        return torch.cat([net(codes[i:i + at_once].to(device)).float() for i in range(0, len(codes), at_once)])
+    name, Config, Generator = "mocogan", Config, VideoGenerator
 
     def sample(self, n: int, length: int | None = None, generator: torch.Generator | None = None, category: int | Tensor | None = None) -> Float[Tensor, "n c t h w"]:
         "`n` clips of any `length` >= 1 (default: as trained) from the prior, of one `category` if asked; ValueError as `draw_codes`."
-        return self.decode(self.networks["generator"].draw(n, length, category, generator))
-
-    def save(self, path, half: bool = False, **facts) -> None:
-        "Write generator and configuration as safetensors, atomically; `half` stores 16-bit numbers; `facts` go into the metadata."
-        tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in self.networks["generator"].state_dict().items()}
-        save_weights(path, tensors, system=self.name, config=asdict(self.config), **{**self.facts, **facts})
-
-    @classmethod
-    def load(cls, path) -> "MoCoGAN":
-        "Read what `save` wrote; ValueError for weights of another system or an unknown configuration."
-        tensors, facts = load_weights(path)
-        if facts.get("system") != cls.name:
-            raise ValueError(f"{path} holds weights of {facts.get('system')!r}, not of {cls.name}; use `vidcourse sample`, which finds the system by itself")
-        try:
-            config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["config"].items()})
-            system = cls(config, facts={k: v for k, v in facts.items() if k not in ("system", "config", "format")})
-            system.networks["generator"].load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-        except (TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} does not fit this version's MoCoGAN ({str(error).splitlines()[0]}); train again, or use the version that wrote it") from None
-        return system
+        return super().sample(n, length, generator, category=category)
 
 # %% ../../nbs/12_mocogan.ipynb #12036
 def train(clips: Clips, config: Config, *, start: MoCoGAN | None = None, out=None, steps: int | None = None, seed: int = 0, resume: bool = False, device=None, progress: bool = True,
@@ -175,24 +145,7 @@ def train(clips: Clips, config: Config, *, start: MoCoGAN | None = None, out=Non
     """
     config = fit_config(config, clips)
     trainer = make_trainer(config, seed=seed, out=out, device=device, log_every=log_every, save_every=save_every)
-    if start is not None:
-        begin_with(start, trainer)
-    trainer.fit(step_on(clips, config), steps or config.steps, resume=resume, on_log=on_log, progress=progress)
-    facts = dict(steps=trainer.step, seed=seed, seconds=round(trainer.seconds), hardware=hardware(), history=trainer.history[-1:])
-    system = MoCoGAN(config, trainer.averaged["generator"].cpu(), facts)
-    if out is not None:
-        system.save(Path(out) / "weights.safetensors")
-    return system
-
-
-def begin_with(start: MoCoGAN, trainer: Trainer) -> None:
-    "Copies a trained generator into a trainer, into its average as well; ValueError when the sizes differ."
-    weights = start.networks["generator"].state_dict()
-    for net in (trainer.networks["generator"], trainer.averaged["generator"]):
-        try:
-            net.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"the system to start from has a generator of other sizes ({str(error).splitlines()[1].strip()}); use its own config, with other training choices only") from None
+    return train_system(MoCoGAN, config, trainer, step_on(clips, config), steps or config.steps, start=start, resume=resume, on_log=on_log, progress=progress)
 
 
 def fit_config(config: Config, clips: Clips) -> Config:
