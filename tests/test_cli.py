@@ -128,13 +128,16 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "long run"
     process = subprocess.Popen([sys.executable, "-m", "vidcourse", "train", "mocogan", "--data", "shapes", "--out", str(out), "--profile", "smoke", "--steps", "100000"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(cli.Path(cli.__file__).parent.parent)})
-    until = time.time() + 90
-    while not list(out.glob("tensorboard/*")):
-        assert time.time() < until and process.poll() is None, process.communicate()
-        time.sleep(.2)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        until = time.time() + 90
+        while not list(out.glob("tensorboard/*")):
+            assert time.time() < until and process.poll() is None, process.communicate()
+            time.sleep(.2)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in errors, errors
     line = re.search(r"^  vidcourse (.*--resume)$", errors, re.M)[1]
     done = json.loads((out / "state.json").read_text())["step"]

@@ -196,10 +196,10 @@ SHEET = ("body{font:16px sans-serif;max-width:64rem;margin:2rem auto;padding:0 1
 
 def table(outcomes: list[Outcome], about: str = "") -> str:
     "The front page: a row for each notebook, then the failures with their tracebacks."
-    row = ('<tr><td><a href="{0}.html">{0}</a></td><td class="{1}">{1}</td><td>{2:.1f}</td><td><small>{3}</small></td></tr>').format
+    row = ('<tr><td><a href="{0}.html">{0}</a></td><td class="{1}">{1}</td><td>{2}</td><td><small>{3}</small></td></tr>').format
     number = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     tell = lambda o: html.escape(o.why or "; ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in o.numbers.items()))
-    rows = "\n".join(row(o.name, o.status, o.minutes, tell(o)) for o in outcomes)
+    rows = "\n".join(row(o.name, o.status, f"{o.minutes:.1f}" if o.minutes else "", tell(o)) for o in outcomes)
     stories = "\n".join(f"<h2>{o.name}</h2><pre>{html.escape(o.traceback)}</pre>" for o in outcomes if o.traceback)
     return (f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>vidcourse</title><style>{SHEET}</style><h1>vidcourse</h1><p>{html.escape(about)}</p>'
             f"<table><tr><th>notebook</th><th>status</th><th>minutes</th><th>headline numbers</th></tr>\n{rows}</table>\n{stories}</html>")

@@ -59,23 +59,20 @@ class Layers:
         return replace(self, mask=(self.mask > threshold).float())
 
     def over(self, background: Tensor) -> "Layers":
-        """The same object and mask before another background, (n 3 h w) or (n 3 1 h w); one picture serves all clips.
-
-        ValueError when the picture doesn't fit.
-        """
+        "The same object and mask before another background, (n 3 h w) or (n 3 1 h w), or one picture for all; ValueError when it doesn't fit."
         given = background[:, :, None] if background.ndim == 4 else background
         if given.ndim != 5 or given.shape[1:] != self.background.shape[1:] or len(given) not in (1, len(self)):
             raise ValueError(f"a background of shape {tuple(background.shape)} does not fit; these layers take {tuple(self.background[:, :, 0].shape)}, or one picture for all")
         return replace(self, background=given.to(self.background).expand_as(self.background))
 
-
+# %% ../../nbs/20_masking.ipynb #20016
 def cat_layers(parts: list[Layers]) -> Layers:
     "The layers of several batches as one."
     join = lambda tensors: torch.cat(list(tensors))
     return Layers(join(p.background for p in parts), join(p.foreground for p in parts), join(p.mask for p in parts),
                   tuple(map(join, zip(*(p.masks for p in parts)))))
 
-# %% ../../nbs/20_masking.ipynb #20032
+# %% ../../nbs/20_masking.ipynb #20033
 PRIORS = ("none", "l1", "binary", "both")
 
 def l1_prior(mask: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
@@ -93,7 +90,7 @@ def mask_prior(mask: Float[Tensor, "*shape"], kind: str) -> Float[Tensor, ""]:
     terms = {"none": [], "l1": [l1_prior], "binary": [binary_prior], "both": [l1_prior, binary_prior]}[kind]
     return sum((term(mask) for term in terms), mask.new_zeros(()))
 
-# %% ../../nbs/20_masking.ipynb #20041
+# %% ../../nbs/20_masking.ipynb #20044
 def object_mask(clips: Float[Tensor, "n 3 t h w"], threshold: float = 0.58) -> Float[Tensor, "n t h w"]:
     "The object of moving shapes by rule, 0 or 1: where the largest colour channel, counted from 0 to 1, is above `threshold`; backdrops stay below 0.46."
     return (((clips + 1) / 2).amax(1) > threshold).float()
@@ -104,7 +101,7 @@ def seen_background(clips: Float[Tensor, "n 3 t h w"], mask: Float[Tensor, "n t 
     times = free.sum(2)
     return (clips * free).sum(2) / times.clamp_min(1), (times > 0).to(clips.dtype)
 
-# %% ../../nbs/20_masking.ipynb #20045
+# %% ../../nbs/20_masking.ipynb #20048
 @torch.no_grad()
 def layer_scores(layers: Layers) -> dict[str, float]:
     """How well the layers separate, judged by the rule of `object_mask` on the clip they make.
@@ -121,7 +118,7 @@ def layer_scores(layers: Layers) -> dict[str, float]:
     return {"mask_iou": overlap.mean().item(), "background_psnr": likeness.clamp_max(60).mean().item(), "mask_mean": layers.mask.mean().item(),
             "mask_softness": binary_prior(layers.mask).item(), "empty": 1 - there.float().mean().item()}
 
-# %% ../../nbs/20_masking.ipynb #20050
+# %% ../../nbs/20_masking.ipynb #20053
 class MaskingLayer(nn.Module):
     """Feature-level masking (released code): [features; mask so far] to the next, finer mask by one 3-D transposed convolution.
 

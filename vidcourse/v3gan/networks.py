@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['STILL', 'OURS', 'CONFIGS', 'Config', 'widths', 'time_plan', 'motion_vectors', 'LayerCodes', 'draw_codes',
-           'with_background', 'with_motion', 'code_grid', 'stage', 'colours', 'Block', 'initialise', 'LayeredGenerator',
-           'finished', 'warp', 'picture_stream', 'WarpGenerator', 'critic_layer', 'ImageCritic', 'VideoCritic',
-           'networks', 'count']
+           'with_background', 'with_motion', 'code_grid', 'stage', 'colours', 'count', 'Block', 'initialise',
+           'finished', 'LayeredGenerator', 'critic_layer', 'ImageCritic', 'VideoCritic', 'warp', 'picture_stream',
+           'Displacement', 'WarpGenerator', 'networks']
 
-# %% ../../nbs/21_three_branches.ipynb #21004
+# %% ../../nbs/21_three_branches.ipynb #21005
 "V3GAN's networks: background, foreground, mask and motion streams, two critics, and the recurrent warping variant (arXiv 2203.14074; released code, read and counted)."
 from dataclasses import dataclass, replace
 from math import log2
@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from .masking import PRIORS, Layers, MaskingLayer
 
-# %% ../../nbs/21_three_branches.ipynb #21005
+# %% ../../nbs/21_three_branches.ipynb #21014
 @dataclass(frozen=True)
 class Config:
     "Sizes and training choices of a V3GAN; the defaults are the released code's (64 px, 16 frames, codes 128 / 10)."
@@ -47,7 +47,7 @@ class Config:
     decay: bool = False                   # rates fall linearly over the second half
     precision: str = "no"                 # "no" or "bf16"
 
-# %% ../../nbs/21_three_branches.ipynb #21006
+# %% ../../nbs/21_three_branches.ipynb #21016
 def widths(config: Config) -> list[int]:
     """Channels of the blocks: the last has `width`, each before it twice as many, at most eight times (released: 512, 512, 256, 128, 64).
 
@@ -65,7 +65,7 @@ def time_plan(config: Config) -> list[tuple[int, int, int]]:
     doublings = min(2, blocks - 2)
     return [(4, 1, 0)] + [(4, 2, 1)] * doublings + [(1, 1, 0)] * (blocks - 1 - doublings)
 
-# %% ../../nbs/21_three_branches.ipynb #21007
+# %% ../../nbs/21_three_branches.ipynb #21019
 def motion_vectors(config: Config, length: int) -> int:
     """How many motion codes a clip of `length` frames takes: one a frame with 'warp'; with 'add' 1 for the shortest clip and one more for every 4 frames (2 at 16 px).
 
@@ -83,7 +83,7 @@ def motion_vectors(config: Config, length: int) -> int:
                          f"the nearest lengths are {below} and {below + step}")
     return 1 + (length - shortest) // step
 
-# %% ../../nbs/21_three_branches.ipynb #21008
+# %% ../../nbs/21_three_branches.ipynb #21022
 @dataclass(frozen=True)
 class LayerCodes:
     """Everything that is random about `n` clips: `background` (n, c), `foreground` (n, c), `motion` (n, k, m).
@@ -116,7 +116,7 @@ class LayerCodes:
         "The same codes on another device."
         return self._each(lambda x: x.to(device))
 
-
+# %% ../../nbs/21_three_branches.ipynb #21023
 def draw_codes(n: int, length: int, config: Config, generator: torch.Generator | None = None) -> LayerCodes:
     "Codes for `n` clips of `length` frames from the prior, on the generator's device. A longer clip of the same seed begins with the same codes. ValueError."
     if n < 1:
@@ -127,13 +127,13 @@ def draw_codes(n: int, length: int, config: Config, generator: torch.Generator |
     background = foreground if config.shared_code else normal(config.content)
     return LayerCodes(background, foreground, torch.stack([normal(config.motion) for _ in range(k)], dim=1))
 
-# %% ../../nbs/21_three_branches.ipynb #21009
+
 def _same_number(codes: LayerCodes, other: LayerCodes):
     "ValueError when two sets of codes are not of one size."
     if len(codes) != len(other):
         raise ValueError(f"{len(codes)} clips cannot take codes from {len(other)}; give as many of one as of the other, or use code_grid")
 
-
+# %% ../../nbs/21_three_branches.ipynb #21024
 def with_background(codes: LayerCodes, other: LayerCodes) -> LayerCodes:
     "The foreground and motion of `codes` with the background code of `other`. ValueError for a shared code, and when the numbers of clips differ."
     _same_number(codes, other)
@@ -155,7 +155,7 @@ def code_grid(codes: LayerCodes, motions: LayerCodes | None = None) -> LayerCode
     columns = torch.arange(len(motions), device=codes.foreground.device).repeat(len(codes))
     return with_motion(codes[rows], motions[columns])
 
-# %% ../../nbs/21_three_branches.ipynb #21010
+# %% ../../nbs/21_three_branches.ipynb #21027
 STILL = (1, 1, 0)                         # kernel, stride and padding that leave an axis as it is
 
 def stage(a: int, b: int, time=STILL, space=STILL) -> nn.Sequential:
@@ -168,12 +168,14 @@ def colours(a: int) -> nn.Sequential:
     "Features to pictures in [-1, 1]: an ordinary (1, 3, 3) convolution and tanh."
     return nn.Sequential(nn.Conv3d(a, 3, (1, 3, 3), padding=(0, 1, 1)), nn.Tanh())
 
-# %% ../../nbs/21_three_branches.ipynb #21011
-class Block(nn.Module):
-    """One scale of all streams (released code, mode "1p2d"): background in space, foreground in time and then space, mask in both, motion in time.
 
-    The `last` block turns features into pictures and has no motion.
-    """
+def count(module: nn.Module) -> int:
+    "Number of trainable parameters."
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+# %% ../../nbs/21_three_branches.ipynb #21030
+class Block(nn.Module):
+    "One scale of all streams (released code, mode '1p2d'); the `last` one turns features into pictures and has no motion, one that isn't `layered` paints a foreground only."
     def __init__(self, background: int, foreground: int, motion: int, out: int, time, space, last: bool = False, layered: bool = True):
         super().__init__()
         paint = lambda: [colours(out)] if last else []
@@ -184,15 +186,14 @@ class Block(nn.Module):
 
     def forward(self, background: Tensor | None, foreground: Tensor, mask: Tensor | None, motion: Tensor) -> tuple:
         "The four streams one scale on; the mask sees the features that come in, the motion is added to those that go out."
-        mask = None if self.mask is None else self.mask(foreground, mask)
-        background = None if self.background is None else self.background(background)
+        background, mask = (self.background(background), self.mask(foreground, mask)) if self.background is not None else (None, None)
         foreground = self.foreground(foreground)
         if self.motion is not None:
             motion = self.motion(motion)                       # (n, c, t, 1, 1)
             foreground = foreground + motion                   # the same for every pixel
         return background, foreground, mask, motion
 
-# %% ../../nbs/21_three_branches.ipynb #21012
+# %% ../../nbs/21_three_branches.ipynb #21033
 def initialise(network: nn.Module) -> nn.Module:
     "Ordinary convolutions from N(0, 0.02), gains of batch normalisation from N(1, 0.02); transposed convolutions keep PyTorch's start (released code)."
     for layer in network.modules():
@@ -202,7 +203,16 @@ def initialise(network: nn.Module) -> nn.Module:
             nn.init.normal_(layer.weight, 1, 0.02)
     return network
 
-# %% ../../nbs/21_three_branches.ipynb #21013
+
+def finished(background: Tensor | None, foreground: Float[Tensor, "n 3 t h w"], masks: list[Tensor]) -> Layers:
+    "Layers in float32; without a background stream the mask is 1 everywhere and the background grey."
+    foreground = foreground.float()
+    if background is None:
+        return Layers(torch.zeros_like(foreground[:, :, :1]), foreground, torch.ones_like(foreground[:, :1]))
+    masks = tuple(m.float() for m in masks)
+    return Layers(background.float(), foreground, masks[-1], masks)
+
+# %% ../../nbs/21_three_branches.ipynb #21034
 class LayeredGenerator(nn.Module):
     "Codes to layers by three streams and a mask, motion added to the foreground at every scale but the last (released code)."
     def __init__(self, config: Config):
@@ -230,74 +240,7 @@ class LayeredGenerator(nn.Module):
             masks.append(mask)
         return finished(background, foreground, masks)
 
-
-def finished(background: Tensor | None, foreground: Float[Tensor, "n 3 t h w"], masks: list[Tensor]) -> Layers:
-    "Layers in float32; without a background stream the mask is 1 everywhere and the background grey."
-    foreground = foreground.float()
-    if background is None:
-        return Layers(torch.zeros_like(foreground[:, :, :1]), foreground, torch.ones_like(foreground[:, :1]))
-    masks = tuple(m.float() for m in masks)
-    return Layers(background.float(), foreground, masks[-1], masks)
-
-# %% ../../nbs/21_three_branches.ipynb #21014
-def warp(pictures: Float[Tensor, "n c h w"], shift: Float[Tensor, "n t 2 h w"], padding: str = "border") -> Float[Tensor, "n c t h w"]:
-    """A picture moved into t frames by bilinear sampling: what stood at x - shift(x) comes to x.
-
-    Shifts are (right, down) in half frame widths; what comes from outside is the edge again ('border') or 0 ('zeros').
-    """
-    n, t, _, h, w = shift.shape
-    here = F.affine_grid(torch.eye(2, 3, device=shift.device, dtype=shift.dtype).expand(n, 2, 3), [n, 1, h, w], align_corners=False)
-    places = (here[:, None] - shift.movedim(2, -1)).flatten(1, 2)                                       # (n, t h, w, 2)
-    return F.grid_sample(pictures, places, mode="bilinear", padding_mode=padding, align_corners=False).unflatten(2, (t, h))
-
-
-def picture_stream(latent: int, wide: list[int]) -> nn.Sequential:
-    "A code (n, latent, 1, 1, 1) to features (n, c, 1, h, w) of one picture, by the stages of the layered generator's background."
-    return nn.Sequential(stage(latent, wide[0], space=(4, 1, 0)), *(stage(a, b, space=(4, 2, 1)) for a, b in zip(wide, wide[1:])))
-
-# %% ../../nbs/21_three_branches.ipynb #21015
-class WarpGenerator(nn.Module):
-    """The version in circulation, made sensible: one painted object and its mask, moved by a displacement field from a GRU over one motion code a frame.
-
-    Soft attention makes the mask: one number a place, which also weighs the features that the object is painted from. Any length.
-    """
-    reach, bend = 1.0, 0.25                   # largest shift of all pixels together, and of each by itself, in half frame widths
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config, wide, hidden = config, widths(config), 4 * config.width
-        self.foreground, self.attention, self.paint = picture_stream(config.content, wide), nn.Conv3d(wide[-1], 1, 1), colours(wide[-1])
-        self.background = nn.Sequential(picture_stream(config.content, wide), colours(wide[-1])) if config.background_stream else None
-        self.start, self.recurrent = nn.Linear(config.motion, hidden), nn.GRU(config.motion, hidden, batch_first=True)
-        self.shift = nn.Linear(hidden, 2)
-        self.field = nn.Sequential(*(stage(hidden if i == 0 else 2 * config.width, 2 * config.width, space=(4, 2, 1) if i else (4, 1, 0)) for i in range(len(wide) - 2)),
-                                   nn.Conv3d(2 * config.width, 2, (1, 3, 3), padding=(0, 1, 1)))
-        initialise(self)
-
-    draw = LayeredGenerator.draw
-
-    def displacement(self, motion: Float[Tensor, "n t m"]) -> Float[Tensor, "n t 2 h w"]:
-        "The shift of every pixel in every frame: a bounded move of the whole, plus a bounded, smooth field."
-        with torch.autocast(motion.device.type, enabled=False):                                          # places need all their digits
-            states, _ = self.recurrent(motion, torch.tanh(self.start(motion[:, 0]))[None])              # (n, t, s)
-        whole = self.reach * torch.tanh(self.shift(states))[..., None, None]                            # (n, t, 2, 1, 1)
-        coarse = self.bend * torch.tanh(self.field(states.transpose(1, 2)[..., None, None]))            # (n, 2, t, h/4, w/4)
-        size = (coarse.shape[2], self.config.size, self.config.size)
-        return whole + F.interpolate(coarse, size, mode="trilinear", align_corners=False).transpose(1, 2)
-
-    def forward(self, codes: LayerCodes) -> Layers:
-        "The layers of each clip; one mask, which moves with the object."
-        column = lambda x: x[..., None, None, None]
-        features = self.foreground(column(codes.foreground))
-        attention = torch.sigmoid(self.attention(features))                                             # (n, 1, 1, h, w)
-        shift = self.displacement(codes.motion).float()
-        foreground = warp(self.paint(attention * features)[:, :, 0].float(), shift)
-        if self.background is None:
-            return finished(None, foreground, [])
-        background = self.background(column(codes.foreground if self.config.shared_code else codes.background))
-        return finished(background, foreground, [warp(attention[:, :, 0].float(), shift, "zeros")])
-
-# %% ../../nbs/21_three_branches.ipynb #21016
+# %% ../../nbs/21_three_branches.ipynb #21050
 def critic_layer(conv: nn.Module) -> list[nn.Module]:
     "A critic's convolution from N(0, 0.02), spectrally normalised, and a leaky ReLU."
     nn.init.normal_(conv.weight, 0, 0.02)
@@ -317,7 +260,7 @@ class ImageCritic(nn.Module):
         "Logits."
         return self.layers(frames).flatten(1)
 
-# %% ../../nbs/21_three_branches.ipynb #21017
+# %% ../../nbs/21_three_branches.ipynb #21052
 class VideoCritic(nn.Module):
     """Clips of `config.length` frames to one logit each: convolutions in space and in time by turns, spectral normalisation (released code).
 
@@ -341,7 +284,72 @@ class VideoCritic(nn.Module):
             raise ValueError(f"this video critic takes clips of {self.length} frames (each stage uses up three), got {clips.shape[2]}; cut the clip or change Config.length")
         return self.layers(clips).flatten(1)
 
-# %% ../../nbs/21_three_branches.ipynb #21018
+# %% ../../nbs/21_three_branches.ipynb #21056
+def warp(pictures: Float[Tensor, "n c h w"], shift: Float[Tensor, "n t 2 h w"], padding: str = "border") -> Float[Tensor, "n c t h w"]:
+    """A picture moved into t frames by bilinear sampling: what stood at x - shift(x) comes to x.
+
+    Shifts are (right, down) in half frame widths; what comes from outside is the edge again ('border') or 0 ('zeros').
+    """
+    n, t, _, h, w = shift.shape
+    here = F.affine_grid(torch.eye(2, 3, device=shift.device, dtype=shift.dtype).expand(n, 2, 3), [n, 1, h, w], align_corners=False)
+    places = (here[:, None] - shift.movedim(2, -1)).flatten(1, 2)                                       # (n, t h, w, 2)
+    return F.grid_sample(pictures, places, mode="bilinear", padding_mode=padding, align_corners=False).unflatten(2, (t, h))
+
+
+def picture_stream(latent: int, wide: list[int]) -> nn.Sequential:
+    "A code (n, latent, 1, 1, 1) to features (n, c, 1, h, w) of one picture, by the stages of the layered generator's background."
+    return nn.Sequential(stage(latent, wide[0], space=(4, 1, 0)), *(stage(a, b, space=(4, 2, 1)) for a, b in zip(wide, wide[1:])))
+
+# %% ../../nbs/21_three_branches.ipynb #21059
+class Displacement(nn.Module):
+    "Motion codes, one a frame, to the shift of every pixel: a GRU whose states give a bounded move of the whole and a bounded, smooth field."
+    reach, bend = 1.0, 0.25                   # largest move of the whole, and of each pixel by itself, in half frame widths
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.size, hidden, c, stages = config.size, 4 * config.width, 2 * config.width, len(widths(config)) - 2
+        self.start, self.recurrent = nn.Linear(config.motion, hidden), nn.GRU(config.motion, hidden, batch_first=True)
+        self.whole = nn.Linear(hidden, 2)
+        self.field = nn.Sequential(stage(hidden, c, space=(4, 1, 0)), *(stage(c, c, space=(4, 2, 1)) for _ in range(stages - 1)), nn.Conv3d(c, 2, (1, 3, 3), padding=(0, 1, 1)))
+
+    def forward(self, motion: Float[Tensor, "n t m"]) -> Float[Tensor, "n t 2 h w"]:
+        "Shifts (right, down) in half frame widths; the first code also sets the state that the GRU starts from."
+        with torch.autocast(motion.device.type, enabled=False):                                         # places need all their digits
+            states, _ = self.recurrent(motion, torch.tanh(self.start(motion[:, 0]))[None])              # (n, t, s)
+            whole = self.reach * torch.tanh(self.whole(states))[..., None, None]                        # (n, t, 2, 1, 1)
+            coarse = self.bend * torch.tanh(self.field(states.transpose(1, 2)[..., None, None]))        # (n, 2, t, h/4, w/4)
+            smooth = F.interpolate(coarse, (coarse.shape[2], self.size, self.size), mode="trilinear", align_corners=False)
+            return whole + smooth.transpose(1, 2)
+
+# %% ../../nbs/21_three_branches.ipynb #21060
+class WarpGenerator(nn.Module):
+    """The version in circulation, made sensible: one painted object and its mask, moved by a recurrent unit over one motion code a frame.
+
+    Soft attention makes the mask: one number a place, which also weighs the features that the object is painted from. Any length.
+    """
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, wide = config, widths(config)
+        self.foreground, self.attention, self.paint = picture_stream(config.content, wide), nn.Conv3d(wide[-1], 1, 1), colours(wide[-1])
+        self.background = nn.Sequential(picture_stream(config.content, wide), colours(wide[-1])) if config.background_stream else None
+        self.displacement = Displacement(config)
+        initialise(self)
+
+    draw = LayeredGenerator.draw
+
+    def forward(self, codes: LayerCodes) -> Layers:
+        "The layers of each clip; one mask, which moves with the object."
+        column = lambda x: x[..., None, None, None]
+        features = self.foreground(column(codes.foreground))
+        attention = torch.sigmoid(self.attention(features))                                             # (n, 1, 1, h, w)
+        shift = self.displacement(codes.motion)
+        foreground = warp(self.paint(attention * features)[:, :, 0].float(), shift)
+        if self.background is None:
+            return finished(None, foreground, [])
+        background = self.background(column(codes.foreground if self.config.shared_code else codes.background))
+        return finished(background, foreground, [warp(attention[:, :, 0].float(), shift, "zeros")])
+
+# %% ../../nbs/21_three_branches.ipynb #21063
 OURS = dict(shared_code=False, mask_prior="l1", mask_weight=0.1, shuffle="swap", rate_generator=8e-4, rate_critic=4e-4, average=0.999, decay=True)
 
 CONFIGS: dict[str, Config] = {
@@ -351,7 +359,8 @@ CONFIGS: dict[str, Config] = {
     "smoke": Config(size=16, length=8, content=8, motion=4, width=4, critic_width=4, batch=4, steps=3, **OURS),
 }
 
-# %% ../../nbs/21_three_branches.ipynb #21019
+
+
 def networks(config: Config) -> dict[str, nn.Module]:
     "The networks of a configuration, untrained: 'generator', 'video_critic', 'image_critic'. ValueError for a choice that doesn't exist."
     choices = {"motion_kind": ("add", "warp"), "mask_prior": PRIORS, "shuffle": ("released", "swap", "global", "none")}
@@ -361,8 +370,3 @@ def networks(config: Config) -> dict[str, nn.Module]:
     motion_vectors(config, config.length)
     generator = {"add": LayeredGenerator, "warp": WarpGenerator}[config.motion_kind](config)
     return {"generator": generator, "video_critic": VideoCritic(config), "image_critic": ImageCritic(config)}
-
-
-def count(module: nn.Module) -> int:
-    "Number of trainable parameters."
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,338 @@
+"V3GAN: what a reader would be bored by. The mathematics is asserted in notebooks 20 to 22."
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vidcourse.shapes import background, mask, moving_shapes
+from vidcourse.v3gan import (CONFIGS, Layers, MaskingLayer, code_grid, composite, draw_codes, layer_scores, mask_prior, networks, object_mask, with_background,
+                             with_motion)
+from vidcourse.v3gan.masking import PRIORS, binary_prior, cat_layers, l1_prior, seen_background
+from vidcourse.v3gan.networks import LayerCodes, count, motion_vectors, time_plan, warp, widths
+from vidcourse.video import to_float
+
+SMOKE = CONFIGS["smoke"]
+KINDS = ("add", "warp")
+
+
+class Fixed(torch.nn.Module):
+    "A displacement that doesn't listen."
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, motion):
+        return self.shift
+
+
+def generator(**changes):
+    torch.manual_seed(0)
+    return networks(replace(SMOKE, **changes))["generator"]
+
+
+def some_layers(n=3, t=4, size=8, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    uniform = lambda *shape: torch.rand(*shape, generator=g)
+    masks = (uniform(n, 1, t, 4, 4), uniform(n, 1, t, size, size))
+    return Layers(2 * uniform(n, 3, 1, size, size) - 1, 2 * uniform(n, 3, t, size, size) - 1, masks[-1], masks)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    "Real clips with all their layers: the object's colour as a sheet, the drawn mask, the clean backdrop."
+    data = moving_shapes(12, 16, 32, seed=8, backdrop="textured")
+    clips, true = to_float(data.frames), torch.tensor(mask(data.factors, data.times, 32))[:, None]
+    colour = clips.flatten(2)[torch.arange(12), :, true.flatten(1).argmax(1)]
+    return clips, Layers(to_float(background(data.factors, 32)[:, None]), colour[:, :, None, None, None].expand_as(clips), true)
+
+
+# Layers ------------------------------------------------------------------------------------------------------------------------------
+
+def test_composite_at_the_ends():
+    l = some_layers()
+    assert torch.equal(composite(l.foreground, torch.ones_like(l.mask), l.background), l.foreground)
+    assert torch.equal(composite(l.foreground, torch.zeros_like(l.mask), l.background), l.background.expand_as(l.foreground))
+
+
+def test_gain_and_hard():
+    l = some_layers()
+    assert l.gain(1) is l
+    torch.testing.assert_close(l.gain(2).gain(0.5).mask, l.mask, rtol=1e-3, atol=2e-3)
+    assert (l.gain(0).mask == 0.5).all() and (l.gain(-1).mask - (1 - l.mask)).abs().max() < 1e-4
+    assert set(l.hard().mask.unique().tolist()) == {0.0, 1.0} and torch.equal(l.hard(0.2).mask, (l.mask > 0.2).float())
+    solid = replace(l, mask=torch.cat([torch.zeros_like(l.mask[:, :, :2]), torch.ones_like(l.mask[:, :, 2:])], dim=2))
+    assert (solid.gain(0).mask == 0.5).all(), "0 times the infinite log-odds of a hard mask would be NaN"
+    assert solid.gain(5).mask.isfinite().all() and (solid.gain(5).mask - solid.mask).abs().max() < 1e-5
+    assert torch.equal(l.gain(7).foreground, l.foreground) and torch.equal(l.hard().background, l.background)
+
+
+def test_picking_and_joining():
+    l = some_layers()
+    part = l[[2, 0]]
+    assert len(part) == 2 and torch.equal(part.video, l.video[[2, 0]]) and torch.equal(part.masks[0], l.masks[0][[2, 0]])
+    back = cat_layers([l[:1], l[1:]])
+    assert torch.equal(back.video, l.video) and all(torch.equal(a, b) for a, b in zip(back.masks, l.masks)) and len(back.masks) == 2
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 8, 8), (3, 3, 1, 8, 8), (1, 3, 8, 8)])
+def test_another_background(shape):
+    l, picture = some_layers(), torch.rand(shape)
+    other = l.over(picture)
+    assert torch.equal(other.mask, l.mask) and torch.equal(other.background[0, :, 0], picture.reshape(-1, 3, 8, 8)[0]) and other.background.shape == l.background.shape
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8), (3, 3, 9, 8), (3, 1, 8, 8), (3, 3, 2, 8, 8)])
+def test_a_background_that_does_not_fit(shape):
+    with pytest.raises(ValueError, match="does not fit"):
+        some_layers().over(torch.rand(shape))
+
+
+# Priors ------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("value, l1, binary", [(0.0, 0, 0), (1.0, 1, 0), (0.5, 0.5, 1), (0.25, 0.25, 0.75)])
+def test_priors_at_the_extremes(value, l1, binary):
+    m = torch.full((2, 1, 3, 4, 4), value)
+    found = {kind: mask_prior(m, kind).item() for kind in PRIORS}
+    assert found == {"none": 0, "l1": l1, "binary": binary, "both": l1 + binary}
+
+
+def test_priors_push_the_right_way():
+    m = torch.tensor([0.2, 0.5, 0.8], requires_grad=True)
+    push = {kind: torch.autograd.grad(prior(m), m)[0].sign().tolist() for kind, prior in (("l1", l1_prior), ("binary", binary_prior))}
+    assert push == {"l1": [1, 1, 1], "binary": [1, 0, -1]}
+
+
+def test_a_prior_that_is_not():
+    with pytest.raises(ValueError, match="none, l1, binary, both"):
+        mask_prior(torch.rand(2), "entropy")
+
+
+# The rule and the scores -------------------------------------------------------------------------------------------------------------
+
+def test_scores_of_the_truth(drawn):
+    clips, true = drawn
+    scores = layer_scores(true)
+    assert scores["mask_iou"] > 0.9 and scores["background_psnr"] > 50 and scores["empty"] == 0
+    seen, known = seen_background(clips, object_mask(clips))
+    assert ((seen - true.background[:, :, 0]).abs() * known).max() < 0.06 and known.mean() > 0.99
+
+
+def test_scores_of_what_is_wrong(drawn):
+    clips, true = drawn
+    good = layer_scores(true)
+    lazy = layer_scores(Layers(torch.zeros_like(true.background), clips, torch.ones_like(true.mask)))
+    assert lazy["mask_iou"] < 0.3 and lazy["mask_mean"] == 1 and lazy["mask_softness"] == 0 and lazy["background_psnr"] < good["background_psnr"] - 20
+    nothing = layer_scores(replace(true, mask=torch.zeros_like(true.mask)))
+    assert nothing["empty"] == 1 and nothing["mask_iou"] != nothing["mask_iou"], "no frame has an object: no overlap can be told"
+    buried = layer_scores(Layers(true.background, torch.ones_like(clips), torch.ones_like(true.mask)))
+    assert buried["background_psnr"] != buried["background_psnr"] and buried["mask_iou"] == 1, "the background never shows"
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_masking_layer_sees_features_and_mask(last):
+    torch.manual_seed(0)
+    layer = MaskingLayer(8, last=last).eval()
+    f, m = torch.randn(2, 8, 2, 4, 4, requires_grad=True), torch.rand(2, 1, 2, 4, 4, requires_grad=True)
+    out = layer(f, m)
+    out.square().sum().backward()
+    assert out.shape == (2, 1, 4, 8, 8) and 0 < out.min() and out.max() < 1 and f.grad.abs().sum() > 0 and m.grad.abs().sum() > 0
+
+
+# Configurations and lengths ----------------------------------------------------------------------------------------------------------
+
+def test_released_sizes():
+    with torch.device("meta"):
+        found = {name: count(net) for name, net in networks(CONFIGS["paper"]).items()}
+    assert found == {"generator": 21_515_299, "video_critic": 8_347_009, "image_critic": 2_764_737}
+
+
+@pytest.mark.parametrize("field, value", [("motion_kind", "shift"), ("mask_prior", "tv"), ("shuffle", "all"), ("size", 48), ("size", 8), ("length", 18), ("length", 12), ("length", 0)])
+def test_impossible_configurations(field, value):
+    with pytest.raises(ValueError):
+        networks(replace(CONFIGS["paper"], **{field: value}))
+
+
+def test_a_clip_too_short_for_the_critic():
+    with pytest.raises(ValueError, match="at least 13"):
+        networks(replace(CONFIGS["paper"], motion_kind="warp", length=12))
+
+
+@pytest.mark.parametrize("name", ["paper", "gpu", "laptop", "smoke"])
+def test_configurations_fit_together(name):
+    c = CONFIGS[name]
+    assert widths(c)[-1] == c.width and max(widths(c)) <= 8 * c.width and motion_vectors(c, c.length) == 1
+    moments = 1
+    for kernel, stride, padding in time_plan(c):
+        moments = (moments - 1) * stride - 2 * padding + kernel
+    assert moments == c.length
+
+
+@pytest.mark.parametrize("size, length, nearest", [(64, 18, ("16", "20")), (32, 23, ("20", "24")), (16, 9, ("8", "10")), (64, 3, ("16", "20")), (16, 1, ("8", "10"))])
+def test_lengths_that_do_not_exist(size, length, nearest):
+    with pytest.raises(ValueError, match=f"nearest lengths are {nearest[0]} and {nearest[1]}"):
+        motion_vectors(replace(CONFIGS["paper"], size=size), length)
+
+
+@pytest.mark.parametrize("size, length, k", [(64, 16, 1), (64, 28, 4), (32, 20, 2), (16, 8, 1), (16, 14, 4)])
+def test_lengths_that_do(size, length, k):
+    c = replace(SMOKE, size=size, length=16 if size > 16 else 8)
+    assert motion_vectors(c, length) == k
+    net = networks(c)["generator"].eval()
+    with torch.no_grad():
+        assert net(net.draw(1, length)).video.shape == (1, 3, length, size, size)
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 40])
+def test_warping_takes_any_length(length):
+    net = generator(motion_kind="warp").eval()
+    assert net(net.draw(2, length)).video.shape == (2, 3, length, 16, 16)
+
+
+def test_critics_refuse_other_lengths():
+    nets = networks(SMOKE)
+    assert nets["video_critic"](torch.zeros(2, 3, 8, 16, 16)).shape == (2, 1) and nets["image_critic"](torch.zeros(2, 3, 16, 16)).shape == (2, 1)
+    with pytest.raises(ValueError, match="takes clips of 8 frames"):
+        nets["video_critic"](torch.zeros(2, 3, 10, 16, 16))
+
+
+# Codes -------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_clip(kind):
+    net = generator(motion_kind=kind).eval()
+    draw = lambda seed, length=8: net.draw(2, length, torch.Generator().manual_seed(seed))
+    assert torch.equal(net(draw(3)).video, net(draw(3)).video) and not torch.equal(net(draw(3)).video, net(draw(4)).video)
+    longer = draw(3, 12)
+    assert torch.equal(longer.motion[:, :draw(3).motion.shape[1]], draw(3).motion) and torch.equal(longer.background, draw(3).background)
+
+
+def test_warped_clips_go_on():
+    net = generator(motion_kind="warp").eval()
+    short, long = (net(net.draw(2, t, torch.Generator().manual_seed(3))).video for t in (6, 9))
+    torch.testing.assert_close(long[:, :, :6], short)
+
+
+@pytest.mark.parametrize("wrong", [dict(n=0), dict(length=0), dict(length=9)])
+def test_bad_requests(wrong):
+    with pytest.raises(ValueError):
+        draw_codes(**({"n": 2, "length": 8, "config": SMOKE} | wrong))
+
+
+def test_mixing_codes():
+    a, b = (draw_codes(n, 8, SMOKE, torch.Generator().manual_seed(n)) for n in (2, 3))
+    grid = code_grid(a, b)
+    assert len(grid) == 6 and torch.equal(grid.foreground[4], a.foreground[1]) and torch.equal(grid.motion[4], b.motion[1]) and torch.equal(grid.background[4], a.background[1])
+    for mix in (with_motion, with_background):
+        with pytest.raises(ValueError, match="2 clips"):
+            mix(a, b)
+
+
+def test_a_shared_code_stays_shared():
+    codes = draw_codes(4, 8, replace(SMOKE, shared_code=True))
+    assert codes.shared and codes[[1, 2]].shared and codes.to("cpu").shared and code_grid(codes).shared and with_motion(codes, codes[[3, 2, 1, 0]]).shared
+    with pytest.raises(ValueError, match="shared_code=False"):
+        with_background(codes, codes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shared_code_makes_both_layers_also_from_copies(kind):
+    net = generator(motion_kind=kind, shared_code=True).eval()
+    codes = net.draw(3)
+    apart = LayerCodes(torch.zeros_like(codes.background), codes.foreground, codes.motion)
+    assert torch.equal(net(codes).video, net(apart).video)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_background_changes(kind):
+    net = generator(motion_kind=kind)
+    for _ in range(3):
+        net(net.draw(8))
+    net.eval()
+    codes = net.draw(4)
+    a, b = net(codes), net(with_background(codes, codes[[1, 2, 3, 0]]))
+    assert torch.equal(a.foreground, b.foreground) and torch.equal(a.mask, b.mask) and not torch.equal(a.background[0], b.background[0])
+    moved = net(with_motion(codes, codes[[1, 2, 3, 0]]))
+    assert torch.equal(a.background, moved.background) and not torch.equal(a.foreground, moved.foreground)
+
+
+# Networks ----------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_every_parameter(kind, stream):
+    torch.manual_seed(0)
+    nets = networks(replace(SMOKE, motion_kind=kind, background_stream=stream))
+    clips = nets["generator"](nets["generator"].draw(4)).video
+    (nets["video_critic"](clips).sum() + nets["image_critic"](clips[:, :, 3]).sum()).backward()
+    for name, net in nets.items():
+        assert [f"{name}.{k}" for k, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_pictures_and_masks(kind):
+    net = generator(motion_kind=kind)
+    l = net(net.draw(4))
+    assert l.background.shape == (4, 3, 1, 16, 16) and l.background.abs().max() <= 1 and l.foreground.abs().max() <= 1
+    assert l.masks[-1] is l.mask and l.mask.min() >= 0 and l.mask.max() <= 1
+    assert [m.shape[-1] for m in l.masks] == ([4, 8, 16] if kind == "add" else [16])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_background_the_foreground_is_the_clip(kind):
+    net = generator(motion_kind=kind, background_stream=False)
+    l = net(net.draw(4))
+    assert torch.equal(l.video, l.foreground) and (l.mask == 1).all() and l.masks == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_float32_in_mixed_precision(kind):
+    net = generator(motion_kind=kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        l = net(net.draw(4))
+    assert {x.dtype for x in (l.background, l.foreground, l.mask, *l.masks)} == {torch.float32} and l.video.isfinite().all()
+
+
+def test_every_transposed_convolution_is_normalised():
+    for kind in KINDS:
+        for module in generator(motion_kind=kind).modules():
+            if isinstance(module, (torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)):
+                assert torch.nn.utils.parametrize.is_parametrized(module) and module.bias is not None
+
+
+def test_start_of_the_weights():
+    torch.manual_seed(0)
+    nets = networks(replace(CONFIGS["laptop"], width=32))
+    last = nets["generator"].blocks[-1]
+    assert abs(last.foreground[-1][0].weight.std() - 0.02) < 0.004 and abs(last.mask.close.weight.std() - 0.02) < 0.004
+    gain = last.foreground[0][1].weight
+    assert 0.005 < gain.std() < 0.05 and abs(gain.mean() - 1) < 0.02
+    assert abs(nets["video_critic"].layers[2].parametrizations.weight.original.std() - 0.02) < 0.004
+
+
+def test_warp_moves_by_whole_pixels():
+    x = torch.rand(2, 3, 6, 10)
+    shift = torch.zeros(2, 2, 2, 6, 10)
+    shift[:, 1, 0], shift[:, 1, 1] = 2 * 2 / 10, 1 * 2 / 6
+    moved = warp(x, shift)
+    torch.testing.assert_close(moved[:, :, 0], x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(moved[:, :, 1, 1:, 2:], x[:, :, :-1, :-2], rtol=0, atol=1e-5)
+    assert warp(torch.ones_like(x), shift, "zeros")[:, :, 1, 0].abs().max() < 1e-5 and (warp(torch.ones_like(x), shift)[:, :, 1] - 1).abs().max() < 1e-5
+
+
+def test_object_and_mask_move_together():
+    net = generator(motion_kind="warp").eval()
+    codes, shift = net.draw(2), torch.zeros(2, 8, 2, 16, 16)
+    shift[:, 4:, 0] = 4 * 2 / 16
+    net.displacement = Fixed(shift)
+    l = net(codes)
+    for layer in (l.foreground, l.mask):
+        torch.testing.assert_close(layer[:, :, 6, :, 4:], layer[:, :, 2, :, :-4], rtol=0, atol=1e-5)
+    assert l.mask[:, :, 6, :, :3].max() < 1e-5 < l.mask[:, :, 2].min()
+
+
+def test_shifts_are_bounded_and_smooth():
+    torch.manual_seed(0)
+    net = generator(motion_kind="warp").displacement
+    shift = net(1000 * torch.randn(3, 5, SMOKE.motion))
+    assert shift.shape == (3, 5, 2, 16, 16) and shift.abs().max() <= net.reach + net.bend and shift.isfinite().all()
+    assert shift.diff(dim=-1).abs().max() < 2 * net.bend
