@@ -4,10 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vidcourse.data import load
 from vidcourse.shapes import background, mask, moving_shapes
-from vidcourse.v3gan import (CONFIGS, Layers, MaskingLayer, code_grid, composite, draw_codes, layer_scores, mask_prior, networks, object_mask, with_background,
+from vidcourse.v3gan import (CONFIGS, V3GAN, Layers, MaskingLayer, code_grid, composite, draw_codes, layer_scores, mask_prior, networks, object_mask, train, with_background,
                              with_motion)
 from vidcourse.v3gan.masking import PRIORS, binary_prior, cat_layers, l1_prior, seen_background
+from vidcourse.v3gan.model import draw_order, make_trainer, step_on
 from vidcourse.v3gan.networks import LayerCodes, count, motion_vectors, time_plan, warp, widths
 from vidcourse.video import to_float
 
@@ -336,3 +338,96 @@ def test_shifts_are_bounded_and_smooth():
     shift = net(1000 * torch.randn(3, 5, SMOKE.motion))
     assert shift.shape == (3, 5, 2, 16, 16) and shift.abs().max() <= net.reach + net.bend and shift.isfinite().all()
     assert shift.diff(dim=-1).abs().max() < 2 * net.bend
+
+
+# The game (notebook 22) -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def textured():
+    return load("shapes", n=12, size=16, length=10, seed=0, backdrop="textured")
+
+
+@pytest.mark.parametrize("changes", [{}, dict(motion_kind="warp"), dict(background_stream=False), dict(mask_prior="none"), dict(mask_prior="both"), dict(shuffle="released"),
+                                     dict(shuffle="global"), dict(shuffle="none"), dict(shared_code=True), dict(r1=0.1), dict(precision="bf16"), dict(average=0.0)])
+def test_every_recipe_takes_a_step_and_samples(textured, changes):
+    system = train(textured, replace(SMOKE, **changes), steps=2, progress=False)
+    clips = system.sample(3, generator=torch.Generator().manual_seed(0))
+    assert clips.shape == (3, 3, 8, 16, 16) and clips.isfinite().all() and clips.abs().max() <= 1
+
+
+def test_layers_are_those_of_the_sample_and_portions_change_nothing():
+    torch.manual_seed(0)
+    system = V3GAN(SMOKE)
+    layers = system.sample_layers(5, 12, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(system.sample(5, 12, torch.Generator().manual_seed(3)), layers.video)
+    codes = system.networks["generator"].draw(5, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(system.layers(codes, at_once=2).mask, system.layers(codes).mask)
+
+
+def test_train_leaves_weights_and_resumes_alike(textured, tmp_path):
+    config = replace(SMOKE, decay=False)
+    whole = train(textured, config, steps=4, seed=3, progress=False)
+    train(textured, config, steps=2, seed=3, out=tmp_path, progress=False)
+    resumed = train(textured, config, steps=4, seed=3, out=tmp_path, resume=True, progress=False)
+    for a, b in zip(whole.networks["generator"].state_dict().values(), resumed.networks["generator"].state_dict().values()):
+        assert torch.equal(a, b)
+    loaded = V3GAN.load(tmp_path / "weights.safetensors")
+    assert loaded.config == config
+    torch.testing.assert_close(*(s.sample(2, generator=torch.Generator().manual_seed(0)) for s in (loaded, resumed)))
+
+
+def test_clips_of_another_size(textured):
+    with pytest.raises(ValueError, match="size=32"):
+        train(textured, CONFIGS["laptop"], steps=1, progress=False)
+
+
+def test_generator_step_leaves_critics_alone(textured):
+    config = replace(SMOKE, rate_critic=0.0)
+    trainer = make_trainer(config, seed=0)
+    before = [p.detach().clone() for name in ("image_critic", "video_critic") for p in trainer.networks[name].parameters()]
+    step_on(textured, config)(trainer)
+    assert all(torch.equal(a, b) for a, b in zip(before, [p for name in ("image_critic", "video_critic") for p in trainer.networks[name].parameters()]))
+
+
+def test_the_prior_pulls_the_mask_down(textured):
+    sizes = {}
+    for weight in (0.0, 100.0):
+        config = replace(SMOKE, mask_weight=weight, mask_prior="l1", average=0.0, rate_generator=0.05)
+        system = train(textured, config, steps=10, progress=False)
+        sizes[weight] = system.sample_layers(8, generator=torch.Generator().manual_seed(0)).mask.mean()
+    assert sizes[100.0] < 0.7 * sizes[0.0]
+
+
+@pytest.mark.parametrize("kind, whole", [("swap", True), ("global", True), ("released", False)])
+def test_orders(kind, whole):
+    g = torch.Generator().manual_seed(0)
+    orders = torch.stack([draw_order(kind, 16, g) for _ in range(300)])
+    permutations = (orders.sort(1).values == torch.arange(16)).all(1)
+    assert permutations.all() == whole and (orders != torch.arange(16)).any(1).all()
+    if kind != "global":
+        assert (orders[:, 15] == 15).all()
+    if not whole:
+        assert 0.5 < permutations.float().mean() < 0.7
+
+
+def test_orders_refused():
+    g = torch.Generator().manual_seed(0)
+    assert draw_order("none", 16, g) is None
+    for kind, length in (("swap", 7), ("upside down", 16)):
+        with pytest.raises(ValueError, match="shuffle"):
+            draw_order(kind, length, g)
+
+
+def test_shuffled_real_clips_are_called_fake(textured):
+    losses = {}
+    for shuffle in ("swap", "none"):
+        config = replace(SMOKE, shuffle=shuffle)
+        losses[shuffle] = step_on(textured, config)(make_trainer(config, seed=0))["shuffled"].item()
+    assert losses["none"] == 0 and abs(losses["swap"] - 0.693) < 0.2
+    config = replace(SMOKE, rate_critic=2e-3, rate_generator=0.0, shuffle="global")
+    trainer = make_trainer(config, seed=0)
+    trainer.fit(step_on(textured, config), 60, progress=False)
+    real = textured.batch(32, 8, torch.Generator().manual_seed(1))
+    critic = trainer.networks["video_critic"]
+    with torch.no_grad():
+        assert (critic(real) > critic(real[:, :, [4, 1, 6, 3, 0, 7, 2, 5]])).float().mean() > 0.75
