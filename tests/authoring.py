@@ -110,8 +110,9 @@ def pictures() -> None:
         model = load_pretrained(name)
         net, g, kinds = model.networks["generator"], torch.Generator().manual_seed(4), model.config.categories
         contents, motions = net.draw(rows, generator=g), net.draw(2 * kinds, category=torch.arange(2 * kinds) % kinds, generator=g)
-        moving(f"mocogan_{name}", to_uint8(model.decode(code_grid(contents, motions)).clamp(-1, 1)), 2 * kinds)
-        write(images / f"mocogan_{name}_strip.png", large(to_uint8(model.sample(4, generator=g).clamp(-1, 1)), 2))
+        clips = to_uint8(model.decode(code_grid(contents, motions)).clamp(-1, 1))
+        moving(f"mocogan_{name}", clips, 2 * kinds)
+        write(images / f"mocogan_{name}_strip.png", large(clips[:4], 2))
     for path in sorted(images.glob("*.png")):
         print(path.relative_to(ROOT), path.stat().st_size // 1024, "kB")
 
