@@ -12,7 +12,7 @@ from vidcourse.course import weights_file
 from vidcourse.data import load
 from vidcourse.mocogan import CONFIGS, MoCoGAN, load_pretrained, networks
 from vidcourse.mocogan.latents import MotionWalk, code_grid, draw_codes, with_motion
-from vidcourse.mocogan.model import make_trainer, step_on, train
+from vidcourse.mocogan.model import critic_loss, generator_loss, gradient_penalty, make_trainer, one_frame, step_on, train
 from vidcourse.mocogan.networks import InstanceNoise, count
 
 SMOKE = CONFIGS["smoke"]
@@ -201,3 +201,91 @@ def test_study_adds_records_and_does_not_repeat(shapes, tmp_path):
     both = study(shapes, SMOKE, ["all of it", "no image critic"], steps=1, results=results, progress=False)
     assert both[:1] == first == json.loads(results.read_text())[:1] and [r["recipe"] for r in both] == ["all of it", "no image critic"]
     assert list(tmp_path.iterdir()) == [results]
+
+
+# Found by breaking the code on purpose ------------------------------------------------------------------------------------------------
+
+def test_each_frame_hears_its_own_noise():
+    torch.manual_seed(0)
+    walk, codes = MotionWalk(3, 4), draw_codes(2, 6, content=3, motion=4)
+    noise = codes.noise.clone()
+    noise[:, 3] += 1
+    changed = (walk.motion(replace(codes, noise=noise)) - walk.motion(codes)).abs().sum(-1)
+    assert (changed[:, :3] == 0).all() and (changed[:, 3:] > 0).all()
+
+
+def test_what_stands_where_in_a_latent():
+    codes = draw_codes(5, 3, content=3, motion=4, categories=2, category=1)
+    latent = MotionWalk(3, 4, 2, "generator")(codes)
+    assert torch.equal(latent[:, 1, :3], codes.content) and torch.equal(latent[:, 2, 3:5], torch.tensor([[0.0, 1.0]]).expand(5, 2))
+
+
+def test_grid_rows_are_contents():
+    a = draw_codes(2, 3, content=2, motion=2)
+    mixed = code_grid(a)
+    assert torch.equal(mixed.content[:2], a.content[[0, 0]]) and torch.equal(mixed.noise[:2], a.noise) and torch.equal(with_motion(a[[0]], a[[1]]).content, a.content[[0]])
+
+
+def test_clips_keep_their_place_in_the_batch_and_their_range(model):
+    net = model.networks["generator"]
+    codes = net.draw(3, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(net(codes)[1:2], net(codes[[1]]))
+        assert net.painter(1000 * torch.randn(2, net.walk.width, 1, 1)).abs().max() <= 1
+
+
+def test_critics_noise_norm_and_length(shapes):
+    clips = shapes.batch(2, 16, torch.Generator().manual_seed(0))
+    critic = networks(replace(SMOKE, noise=0.5))["video_critic"].eval()
+    assert torch.equal(critic(clips)[0], critic(clips)[0])
+    assert not torch.equal(critic.train()(clips)[0], critic(clips)[0])
+    convolutions = [m for m in critic.trunk if isinstance(m, torch.nn.Conv3d)]
+    assert convolutions and all(torch.nn.utils.parametrize.is_parametrized(m) for m in convolutions)
+    with pytest.raises(ValueError, match="16 frames"):
+        critic(clips[:, :, :12])
+
+
+def test_losses_by_value():
+    real, fake = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
+    torch.testing.assert_close(critic_loss(real, fake), torch.log1p(torch.exp(torch.tensor(-2.0))) + torch.log1p(torch.exp(torch.tensor(-1.0))))
+    torch.testing.assert_close(generator_loss(fake), torch.log1p(torch.exp(torch.tensor(1.0))))
+    clips = torch.arange(12.0).view(2, 1, 3, 2, 1)
+    assert torch.equal(one_frame(clips, torch.tensor([2, 0])), torch.stack([clips[0, :, 2], clips[1, :, 0]]))
+    x = torch.ones(2, 1, 2, 1, 1, requires_grad=True)
+    torch.testing.assert_close(gradient_penalty((3 * x).sum((1, 2, 3, 4))[:, None], x), torch.tensor(9.0))
+
+
+def test_r1_average_decay_and_frame_step(shapes):
+    def critic_after(**changes):
+        config = replace(SMOKE, **changes)
+        trainer = make_trainer(config, seed=0)
+        trainer.fit(step_on(shapes, config), 2, progress=False)
+        return trainer, trainer.networks["video_critic"].verdict.weight.detach()
+    trainer, plain = critic_after(average=0.9)
+    assert not torch.equal(plain, critic_after(average=0.9, r1=100.0)[1])
+    a, b = trainer.averaged["generator"].painter[0].weight, trainer.networks["generator"].painter[0].weight
+    assert not torch.equal(a, b) and trainer.optimisers["generator"].param_groups[0]["lr"] <= SMOKE.rate_generator
+    assert make_trainer(SMOKE).schedule is not None and make_trainer(replace(SMOKE, decay=False)).schedule is None
+    with pytest.raises(ValueError):
+        train(shapes, replace(SMOKE, frame_step=2), steps=1, progress=False)
+
+
+def test_one_batch_of_fakes_or_three(shapes):
+    for fresh, expected in ((True, 3), (False, 1)):
+        config, calls = replace(SMOKE, fresh_fakes=fresh), []
+        trainer = make_trainer(config, seed=0)
+        trainer.networks["generator"].register_forward_hook(lambda *_: calls.append(1))
+        step_on(shapes, config)(trainer)
+        assert len(calls) == expected
+
+
+def test_same_seed_same_start():
+    a, b, c = (make_trainer(SMOKE, seed=s).networks["generator"].painter[0].weight for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_black_model_is_empty(model):
+    from vidcourse.mocogan.study import measure
+    black = MoCoGAN(SMOKE)
+    black.decode = lambda codes, at_once=64: -torch.ones(len(codes), 3, 16, 16, 16)
+    assert measure(black, contents=3, motions=4)["empty"] == 1
