@@ -22,13 +22,14 @@ NBS = ROOT / "nbs"
 def private() -> dict[str, str]:
     "Absolute paths that say something about the author's machine, and what stands for each in a stored output."
     data = os.environ.get("VIDCOURSE_DATA")
-    paths = {str(ROOT): ".", tempfile.gettempdir() + "/": "TMP/", str(Path.home()): "~", sys.prefix: "ENV"} | ({str(Path(data).resolve()): "DATA"} if data else {})
+    paths = {str(ROOT): ".", str(Path.home()): "~", sys.prefix: "ENV"} | ({str(Path(data).resolve()): "DATA"} if data else {})
     return {path: short for path, short in sorted(paths.items(), key=lambda item: -len(item[0])) if len(path) > 3}
 
 
 def cleaned(outputs: list, paths: dict[str, str]) -> tuple[list, str]:
     "Outputs as they may be stored: streams joined, no live widgets, no stderr, no absolute paths; and what stderr said."
     kept, complaints = [], ""
+    temporary = re.compile(re.escape(tempfile.gettempdir()) + r"/tmp\w+/(work/)?")         # the folder that a kernel works in, and the ones it makes
     for output in outputs:
         output = nbformat.from_dict(output)
         if output.output_type == "stream" and output.name == "stderr":
@@ -36,6 +37,7 @@ def cleaned(outputs: list, paths: dict[str, str]) -> tuple[list, str]:
             continue
         for holder, key in [(output, "text")] + [(output.get("data", {}), kind) for kind in ("text/plain", "text/html", "text/markdown")]:
             if key in holder:
+                holder[key] = temporary.sub(".../", holder[key])
                 for path, short in paths.items():
                     holder[key] = holder[key].replace(path, short)
         if "execution_count" in output:

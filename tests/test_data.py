@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vidcourse.data import FILES, Clips, check_frames, check_offsets, detect, held_out, load
+from vidcourse.data import FILES, Clips, check_frames, check_offsets, detect, held_out, load, mirrored
 from vidcourse.files import map_member, open_npz
 from vidcourse.video import write
 
@@ -144,6 +144,13 @@ def test_resize(clips):
     small = clips.resize(6)
     assert small.size == (6, 6) and small.lengths.tolist() == list(LENGTHS) and small.extra["person"].tolist() == [4, 5, 6, 6]
     assert abs(small.frames.mean() - clips.frames.mean()) < 2
+
+
+def test_mirrored(clips):
+    both = mirrored(clips)
+    assert both.lengths.tolist() == [*LENGTHS, *LENGTHS] and both.labels.tolist() == [0, 0, 0, 1] * 2
+    assert both.extra["person"].tolist() == [4, 5, 6, 6] * 2 and both.extra["person_names"].tolist() == ["a", "b"]
+    assert (both.clip(5)[:, :, 0] == clips.clip(1)[:, :, -1]).all() and (both.clip(1) == clips.clip(1)).all()
 
 
 def test_held_out(clips):

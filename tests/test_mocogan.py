@@ -1,7 +1,9 @@
 "MoCoGAN: what a reader would be bored by. The mathematics is asserted in notebooks 10 to 13."
+import contextlib
 import json
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from vidcourse.course import weights_file
 from vidcourse.data import load
 from vidcourse.mocogan import CONFIGS, MoCoGAN, load_pretrained, networks
 from vidcourse.mocogan.latents import MotionWalk, code_grid, draw_codes, with_motion
-from vidcourse.mocogan.model import critic_loss, generator_loss, gradient_penalty, make_trainer, one_frame, step_on, train
+from vidcourse.mocogan import study as mocogan_study
+from vidcourse.mocogan.model import critic_loss, critic_step, generator_loss, generator_step, gradient_penalty, make_trainer, one_frame, step_on, train
 from vidcourse.mocogan.networks import InstanceNoise, count
 
 SMOKE = CONFIGS["smoke"]
@@ -289,3 +292,55 @@ def test_a_black_model_is_empty(model):
     black = MoCoGAN(SMOKE)
     black.decode = lambda codes, at_once=64: -torch.ones(len(codes), 3, 16, 16, 16)
     assert measure(black, contents=3, motions=4)["empty"] == 1
+
+
+# Who is shown what ------------------------------------------------------------------------------------------------------------------
+
+class Bystander:
+    "A trainer that only writes down which loss was to be stepped down, for critics whose opinion is the mean brightness of what they see."
+    step = 1
+
+    def __init__(self, image: bool = True):
+        clip_opinion = lambda clips: (clips.mean((1, 2, 3, 4))[:, None], None)
+        self.networks = {"video_critic": clip_opinion} | ({"image_critic": lambda frames: 10 * frames.mean((1, 2, 3))[:, None]} if image else {})
+        self.losses = {}
+        self.autocast = contextlib.nullcontext
+
+    def update(self, loss, *names):
+        self.losses["+".join(names)] = float(loss)
+
+
+CLIP = torch.linspace(-1, 1, 4)[None, None, :, None, None].expand(2, 3, 4, 8, 8)          # frames from dark to bright; the mean is 0
+FRAMES = torch.tensor([3, 3])
+
+
+def test_critics_see_real_clips_as_real_and_fakes_as_fakes():
+    trainer = Bystander()
+    losses = critic_step(trainer, replace(SMOKE, category_loss="none"), CLIP + 0.5, None, CLIP - 0.25, CLIP - 0.75, FRAMES)
+    softplus = lambda x: float(np.log1p(np.exp(x)))
+    assert float(losses["video critic"]) == pytest.approx(softplus(-0.5) + softplus(-0.25), abs=1e-5)
+    assert float(losses["image critic"]) == pytest.approx(softplus(-15) + softplus(2.5), abs=1e-5), "the last frame, real 1.5 and fake 0.25, times ten"
+    assert trainer.losses["critics"] == pytest.approx(sum(map(float, losses.values())), abs=1e-5)
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_generator_listens_to_every_critic(image):
+    trainer = Bystander(image)
+    losses = generator_step(trainer, replace(SMOKE, category_loss="none"), None, CLIP - 1, FRAMES)
+    expected = np.log1p(np.exp(1)) + (np.log(2) if image else 0)
+    assert trainer.losses["generator"] == pytest.approx(expected, abs=1e-5) and float(losses["generator"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_control_score_before_and_after_matching(monkeypatch, model):
+    asked = []
+    monkeypatch.setattr(mocogan_study, "motion_control_score", lambda clips, wanted, judge, match: asked.append((len(clips), wanted.tolist(), match)) or SimpleNamespace(score=float(match)))
+    assert mocogan_study.category_scores(model, None, 6, torch.Generator().manual_seed(0)) == {"mcs": 0.0, "mcs_matched": 1.0}
+    assert asked == [(6, [0, 1, 2, 3, 0, 1], match) for match in (False, True)]
+
+
+def test_study_writes_down_what_was_run(shapes, tmp_path):
+    study = mocogan_study.study
+    records = study(shapes, SMOKE, ["no image critic"], steps=2, seeds=(3, 4), results=tmp_path / "r.json", progress=False)
+    assert [(r["recipe"], r["seed"], r["steps"], r["size"]) for r in records] == [("no image critic", 3, 2, 16), ("no image critic", 4, 2, 16)]
+    assert records[0]["losses"]["step"] == 2 and "image critic" in records[0]["losses"] and records == json.loads((tmp_path / "r.json").read_text())
+    assert study(shapes, SMOKE, ["no image critic"], steps=3, seeds=(3,), results=tmp_path / "r.json", progress=False)[-1]["steps"] == 3, "other steps are another run"

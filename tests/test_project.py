@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,9 @@ def test_authoring_cleans_outputs(tmp_path):
     outputs = [dict(output_type="stream", name="stdout", text=f"saved {ROOT}/x\n"), dict(output_type="stream", name="stdout", text="done\n"), dict(output_type="stream", name="stderr", text="UserWarning: old")]
     kept, complaints = authoring.cleaned(outputs, authoring.private())
     assert [output.text for output in kept] == ["saved ./x\ndone\n"] and complaints == "UserWarning: old"
+
+
+def test_authoring_hides_temporary_folders():
+    text = f"looked for {Path(tempfile.gettempdir()) / 'tmpab_12xy/work/nowhere/at/all'}, not in {Path(tempfile.gettempdir()) / 'tmp0000'}/run\n"
+    kept, _ = authoring.cleaned([dict(output_type="stream", name="stdout", text=text)], authoring.private())
+    assert kept[0].text == "looked for .../nowhere/at/all, not in .../run\n"

@@ -168,6 +168,8 @@ def untouched(answer: Any) -> bool:
     steps = lambda function: [(step.opname, step.argval) for step in dis.get_instructions(function)]
     return inspect.isfunction(answer) and steps(inspect.unwrap(answer)) == steps(empty)
 
+
+# %% ../nbs/00_start_here.ipynb #00033c
 class Verdict(int):
     "True or False, of which a notebook shows nothing when it is a cell's value: the check has said it in words."
     __repr__ = lambda self: str(bool(self))

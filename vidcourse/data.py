@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['VIDEOS', 'KINDS', 'FILES', 'check_frames', 'check_offsets', 'check_labels', 'StoredClips', 'draw_weighted',
            'equal_labels', 'SampledClips', 'fields', 'is_strip', 'kind_of', 'items', 'detect', 'groups', 'read_frames',
-           'read_folder', 'Clips', 'from_list', 'from_array', 'from_npz', 'from_folder', 'load', 'held_out']
+           'read_folder', 'Clips', 'from_list', 'from_array', 'from_npz', 'from_folder', 'load', 'held_out', 'mirrored']
 
 # %% ../nbs/01_real_clips.ipynb #01005
 "Clips at rest: any number of clips of different lengths as uint8, from shapes, archives and folders, and random batches of them."
@@ -317,3 +317,12 @@ def held_out(clips: Clips, **values) -> tuple[Clips, Clips]:
     if out.all() or not out.any():
         raise ValueError(f"{values} holds out {out.sum()} of {len(clips)} clips; both sides need at least one")
     return clips.select(~out), clips.select(out)
+
+# %% ../nbs/01_real_clips.ipynb #01059b
+def mirrored(clips: Clips) -> Clips:
+    "The clips and then their mirror images, with the same labels and fields: right only where left and right mean the same."
+    both = lambda v: np.concatenate([v, v])
+    frames = [clips.clip(i) for i in range(len(clips))]
+    return from_list(frames + [f[:, :, ::-1] for f in frames], None if clips.labels is None else both(clips.labels), clips.label_names,
+                     {k: v if k.endswith("_names") else both(v) for k, v in clips.extra.items()}).to(clips.device)
+

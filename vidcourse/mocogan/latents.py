@@ -12,6 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..systems import crossed
+
+
 # %% ../../nbs/10_content_and_motion.ipynb #10031
 @dataclass(frozen=True)
 class Codes:
@@ -124,7 +127,4 @@ def with_motion(codes: Codes, other: Codes) -> Codes:
 # %% ../../nbs/10_content_and_motion.ipynb #10048
 def code_grid(codes: Codes, motions: Codes | None = None) -> Codes:
     "Every content of `codes` (outer) with every motion of `motions` (inner, default: of `codes` itself): n * m clips."
-    motions = codes if motions is None else motions
-    rows = torch.arange(len(codes), device=codes.content.device).repeat_interleave(len(motions))
-    columns = torch.arange(len(motions), device=codes.content.device).repeat(len(codes))
-    return with_motion(codes[rows], motions[columns])
+    return with_motion(*crossed(codes, codes if motions is None else motions))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ..systems import crossed
 from .masking import PRIORS, Layers, MaskingLayer
 
 # %% ../../nbs/21_three_branches.ipynb #21014
@@ -150,10 +151,7 @@ def with_motion(codes: LayerCodes, other: LayerCodes) -> LayerCodes:
 
 def code_grid(codes: LayerCodes, motions: LayerCodes | None = None) -> LayerCodes:
     "Every appearance of `codes` (outer) with every motion of `motions` (inner, default: of `codes` itself): n * m clips."
-    motions = codes if motions is None else motions
-    rows = torch.arange(len(codes), device=codes.foreground.device).repeat_interleave(len(motions))
-    columns = torch.arange(len(motions), device=codes.foreground.device).repeat(len(codes))
-    return with_motion(codes[rows], motions[columns])
+    return with_motion(*crossed(codes, codes if motions is None else motions))
 
 # %% ../../nbs/21_three_branches.ipynb #21027
 STILL = (1, 1, 0)                         # kernel, stride and padding that leave an axis as it is
