@@ -39,7 +39,7 @@ class Sampler:
         return torch.cat([self.clips(net(codes[i:i + at_once].to(device))) for i in range(0, len(codes), at_once)])
 
     def sample(self, n: int, length: int | None = None, generator: torch.Generator | None = None, **conditions) -> Float[Tensor, "n c t h w"]:
-        "`n` clips of `length` frames (default: as trained) from the prior; conditions, such as a category, and ValueError as the generator's `draw`."
+        "`n` clips of `length` frames (default: as trained) from randomly drawn codes; conditions, such as a category, and ValueError as the generator's `draw`."
         return self.decode(self.networks["generator"].draw(n, length, generator=generator, **conditions))
 
 
