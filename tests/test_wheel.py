@@ -65,6 +65,14 @@ def test_import_and_sample(environment, tmp_path):
     assert said[1] == "(2, 3, 5, 32, 32)"
 
 
+def test_every_system_samples(environment, tmp_path):
+    code = ("import importlib, pkgutil, vidcourse\n"
+            "for found in pkgutil.iter_modules(vidcourse.__path__):\n"
+            "    module = importlib.import_module('vidcourse.' + found.name) if found.ispkg else None\n"
+            "    if hasattr(module, 'SYSTEM'): print(found.name, tuple(module.SYSTEM(module.CONFIGS['smoke']).sample(2).shape))")
+    assert shell(environment / "python", "-c", code, cwd=tmp_path).split("\n")[:-1] == ["mocogan (2, 3, 16, 16, 16)", "v3gan (2, 3, 8, 16, 16)"]
+
+
 def test_command(environment, tmp_path):
     assert "Usage: vidcourse" in shell(environment / "vidcourse", "--help", cwd=tmp_path)
     shell(environment / "vidcourse", "sample", "mocogan_shapes_seed0", "--out", "clips.gif", "--n", "2", cwd=tmp_path)
