@@ -97,6 +97,7 @@ def export() -> None:
 def pictures() -> None:
     "Redraw the pictures of the front page from the shipped weights and from the drawn clips."
     import torch
+    from vidcourse import v3gan
     from vidcourse.mocogan import code_grid, load_pretrained
     from vidcourse.shapes import moving_shapes
     from vidcourse.video import apng, film_strip, grid, to_uint8, write
@@ -115,6 +116,10 @@ def pictures() -> None:
         clips = to_uint8(model.decode(code_grid(contents, motions)).clamp(-1, 1))
         moving(f"mocogan_{name}", clips, 2 * kinds)
         write(images / f"mocogan_{name}_strip.png", large(clips[:4], 2))
+    layers = v3gan.load_pretrained("shapes", 0).sample_layers(4, generator=torch.Generator().manual_seed(2))
+    still, grey = layers.background.expand_as(layers.foreground), (2 * layers.mask - 1).expand_as(layers.foreground)
+    panes = torch.stack([still, layers.foreground, grey, layers.video], dim=1).flatten(0, 1)
+    moving("v3gan_shapes", to_uint8(panes.clamp(-1, 1)), 8)
     for path in sorted(images.glob("*.png")):
         print(path.relative_to(ROOT), path.stat().st_size // 1024, "kB")
 

@@ -354,6 +354,7 @@ CONFIGS: dict[str, Config] = {
     "paper": Config(),
     "gpu": Config(width=32, critic_width=32, batch=32, steps=20_000, precision="bf16", **OURS),
     "laptop": Config(size=32, content=32, width=16, critic_width=16, steps=6_000, **OURS),
+    "laptop_warp": Config(size=32, content=32, width=16, critic_width=16, steps=4_000, motion_kind="warp", **OURS),     # the weights that ship
     "smoke": Config(size=16, length=8, content=8, motion=4, width=4, critic_width=4, batch=4, steps=3, **OURS),
 }
 
