@@ -6,7 +6,7 @@ import torch
 
 from vidcourse.data import load
 from vidcourse.shapes import background, mask, moving_shapes
-from vidcourse.v3gan import (CONFIGS, V3GAN, Layers, MaskingLayer, code_grid, composite, draw_codes, layer_scores, mask_prior, networks, object_mask, train, with_background,
+from vidcourse.v3gan import (CONFIGS, V3GAN, Layers, MaskingLayer, code_grid, composite, draw_codes, layer_scores, load_pretrained, mask_prior, networks, object_mask, train, with_background,
                              with_motion)
 from vidcourse.v3gan.masking import PRIORS, binary_prior, cat_layers, l1_prior, seen_background
 from vidcourse.v3gan.model import draw_order, make_trainer, step_on
@@ -431,3 +431,17 @@ def test_shuffled_real_clips_are_called_fake(textured):
     critic = trainer.networks["video_critic"]
     with torch.no_grad():
         assert (critic(real) > critic(real[:, :, [4, 1, 6, 3, 0, 7, 2, 5]])).float().mean() > 0.75
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_shipped_weights_separate(seed):
+    system = load_pretrained("shapes", seed)
+    assert system.config.motion_kind == "warp" and system.facts["seed"] == seed
+    scores = layer_scores(system.sample_layers(32, generator=torch.Generator().manual_seed(8)))
+    assert scores["mask_iou"] > 0.6 and scores["background_psnr"] > 22 and scores["empty"] < 0.1
+    assert system.sample(8, generator=torch.Generator().manual_seed(8)).diff(dim=2).abs().mean() > 0.005, "nothing moves"
+
+
+def test_weights_that_do_not_ship():
+    with pytest.raises(FileNotFoundError, match="v3gan_shapes_seed0"):
+        load_pretrained("cats")
