@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['STILL', 'OURS', 'CONFIGS', 'Config', 'widths', 'time_plan', 'motion_vectors', 'LayerCodes', 'draw_codes',
            'with_background', 'with_motion', 'code_grid', 'stage', 'colours', 'count', 'Block', 'initialise',
-           'finished', 'LayeredGenerator', 'critic_layer', 'ImageCritic', 'VideoCritic', 'warp', 'picture_stream',
-           'Displacement', 'WarpGenerator', 'networks']
+           'finished', 'Recurrent', 'LayeredGenerator', 'critic_layer', 'ImageCritic', 'VideoCritic', 'warp',
+           'picture_stream', 'Expanded', 'Displacement', 'WarpGenerator', 'networks']
 
 # %% ../../nbs/21_three_branches.ipynb #21005
 "V3GAN's networks: background, foreground, mask and motion streams, two critics, and the recurrent warping variant (arXiv 2203.14074; released code, read and counted)."
@@ -33,7 +33,7 @@ class Config:
     critic_width: int = 64                # channels after the critics' first step
     shared_code: bool = True              # one appearance code for background and foreground (released), or one each
     background_stream: bool = True        # False: the foreground paints everything
-    motion_kind: str = "add"              # "add": the released code; "warp": the version in circulation
+    motion_kind: str = "add"              # "add": the released code; "warp": the version in circulation; "add_recurrent", "warp_expanded": one half of each
     mask_prior: str = "none"              # "none" (released), "l1", "binary" or "both"
     mask_weight: float = 0.0
     shuffle: str = "released"             # "released", "swap", "global" or "none"
@@ -68,7 +68,7 @@ def time_plan(config: Config) -> list[tuple[int, int, int]]:
 
 # %% ../../nbs/21_three_branches.ipynb #21019
 def motion_vectors(config: Config, length: int) -> int:
-    """How many motion codes a clip of `length` frames takes: one a frame with 'warp'; with 'add' 1 for the shortest clip and one more for every 4 frames (2 at 16 px).
+    """How many motion codes a clip of `length` frames takes: one a frame for the recurrent kinds, else 1 for the shortest clip and one more for every 4 frames (2 at 16 px).
 
     ValueError for a length that the streams can't make.
     """
@@ -82,7 +82,7 @@ def motion_vectors(config: Config, length: int) -> int:
         below = max(shortest, length - length % step)
         raise ValueError(f"clips of {length} frames can't be made at {config.size} px: each motion code adds {step} frames to the shortest clip of {shortest}; "
                          f"the nearest lengths are {below} and {below + step}")
-    return 1 + (length - shortest) // step
+    return length if config.motion_kind == "add_recurrent" else 1 + (length - shortest) // step
 
 # %% ../../nbs/21_three_branches.ipynb #21022
 @dataclass(frozen=True)
@@ -173,12 +173,16 @@ def count(module: nn.Module) -> int:
 
 # %% ../../nbs/21_three_branches.ipynb #21030
 class Block(nn.Module):
-    "One scale of all streams (released code, mode '1p2d'); the `last` one turns features into pictures and has no motion, one that isn't `layered` paints a foreground only."
-    def __init__(self, background: int, foreground: int, motion: int, out: int, time, space, last: bool = False, layered: bool = True):
+    """One scale of all streams (released code, mode '1p2d'); the `last` one turns features into pictures and has no motion, one that isn't `layered` paints a foreground only.
+
+    With `recurrent`, motion comes as one state a frame, and each scale takes means of as many frames as it needs.
+    """
+    def __init__(self, background: int, foreground: int, motion: int, out: int, time, space, last: bool = False, layered: bool = True, recurrent: bool = False):
         super().__init__()
+        self.recurrent = recurrent
         paint = lambda: [colours(out)] if last else []
         self.foreground = nn.Sequential(stage(foreground, out, time=time), stage(out, out, space=space), *paint())
-        self.motion = None if last else stage(motion, out, time=time)
+        self.motion = None if last else stage(motion, out, time=STILL if recurrent else time)
         self.background = nn.Sequential(stage(background, out, space=space), *paint()) if layered else None
         self.mask = MaskingLayer(foreground, *zip(time, space, space), last=last) if layered else None
 
@@ -187,8 +191,9 @@ class Block(nn.Module):
         background, mask = (self.background(background), self.mask(foreground, mask)) if self.background is not None else (None, None)
         foreground = self.foreground(foreground)
         if self.motion is not None:
-            motion = self.motion(motion)                       # (n, c, t, 1, 1)
-            foreground = foreground + motion                   # the same for every pixel
+            told = self.motion(F.adaptive_avg_pool3d(motion, (foreground.shape[2], 1, 1)) if self.recurrent else motion)      # (n, c, t, 1, 1)
+            foreground = foreground + told                     # the same for every pixel
+            motion = motion if self.recurrent else told
         return background, foreground, mask, motion
 
 # %% ../../nbs/21_three_branches.ipynb #21033
@@ -211,15 +216,32 @@ def finished(background: Tensor | None, foreground: Float[Tensor, "n 3 t h w"], 
     return Layers(background.float(), foreground, masks[-1], masks)
 
 # %% ../../nbs/21_three_branches.ipynb #21034
+class Recurrent(nn.Module):
+    "Motion codes, one a frame, to one state a frame by a GRU; the first code also sets the state that it starts from."
+    def __init__(self, config: Config, hidden: int):
+        super().__init__()
+        self.start, self.gru = nn.Linear(config.motion, hidden), nn.GRU(config.motion, hidden, batch_first=True)
+
+    def forward(self, motion: Float[Tensor, "n t m"]) -> Float[Tensor, "n s t 1 1"]:
+        "States."
+        states, _ = self.gru(motion, torch.tanh(self.start(motion[:, 0]))[None])
+        return states.transpose(1, 2)[..., None, None]
+
+
 class LayeredGenerator(nn.Module):
-    "Codes to layers by three streams and a mask, motion added to the foreground at every scale but the last (released code)."
+    """Codes to layers by three streams and a mask, motion added to the foreground at every scale but the last (released code).
+
+    With `motion_kind` 'add_recurrent' the motion stream is a GRU over one code a frame, instead of one code that is expanded.
+    """
     def __init__(self, config: Config):
         super().__init__()
         self.config, wide, times = config, widths(config), time_plan(config)
+        self.recurrent = Recurrent(config, 4 * config.width) if config.motion_kind == "add_recurrent" else None
         ins = [(config.content, config.content + config.motion, config.motion)] + [(w, w, w) for w in wide[:-1]]
         self.blocks = nn.ModuleList(
-            Block(*a, out, time, (4, 2, 1) if i else (4, 1, 0), last=i == len(wide) - 1, layered=config.background_stream)
-            for i, (a, out, time) in enumerate(zip(ins, wide, times)))
+            Block(b, f, 4 * config.width if self.recurrent else m, out, time, (4, 2, 1) if i else (4, 1, 0), last=i == len(wide) - 1,
+                  layered=config.background_stream, recurrent=self.recurrent is not None)
+            for i, ((b, f, m), out, time) in enumerate(zip(ins, wide, times)))
         initialise(self)
 
     def draw(self, n: int, length: int | None = None, generator: torch.Generator | None = None) -> LayerCodes:
@@ -228,15 +250,20 @@ class LayeredGenerator(nn.Module):
 
     def forward(self, codes: LayerCodes) -> Layers:
         "The layers of each clip, with the masks of all scales; as many frames as the motion codes make."
-        content = codes.foreground[:, None].expand(-1, codes.motion.shape[1], -1)                       # (n, k, c)
         column = lambda x: x.transpose(1, 2)[..., None, None]                                           # (n, k, c) -> (n, c, k, 1, 1)
+        told = codes.motion
+        if self.recurrent is not None:                         # the foreground starts from as many codes as the first scale needs
+            expanding = motion_vectors(replace(self.config, motion_kind="add"), told.shape[1])
+            told = told[:, torch.linspace(0, told.shape[1] - 1, expanding).long()]
+        content = codes.foreground[:, None].expand(-1, told.shape[1], -1)                               # (n, k, c)
         background = column((codes.foreground if self.config.shared_code else codes.background)[:, None])
-        foreground, motion = column(torch.cat([content, codes.motion], dim=-1)), column(codes.motion)
-        mask, masks = torch.ones_like(motion[:, :1]), []
+        foreground, mask, masks = column(torch.cat([content, told], dim=-1)), torch.ones_like(column(told)[:, :1]), []
+        motion = column(codes.motion) if self.recurrent is None else self.recurrent(codes.motion)
         for block in self.blocks:
             background, foreground, mask, motion = block(background, foreground, mask, motion)
             masks.append(mask)
         return finished(background, foreground, masks)
+
 
 # %% ../../nbs/21_three_branches.ipynb #21050
 def critic_layer(conv: nn.Module) -> list[nn.Module]:
@@ -299,31 +326,45 @@ def picture_stream(latent: int, wide: list[int]) -> nn.Sequential:
     return nn.Sequential(stage(latent, wide[0], space=(4, 1, 0)), *(stage(a, b, space=(4, 2, 1)) for a, b in zip(wide, wide[1:])))
 
 # %% ../../nbs/21_three_branches.ipynb #21059
+class Expanded(nn.Module):
+    "Few motion codes to one state a frame by transposed convolutions in time, as in the layered generator's motion stream."
+    def __init__(self, config: Config, hidden: int):
+        super().__init__()
+        plan = [time for time in time_plan(config) if time != STILL]
+        self.stages = nn.Sequential(*(stage(hidden if i else config.motion, hidden, time=time) for i, time in enumerate(plan)))
+
+    def forward(self, motion: Float[Tensor, "n k m"]) -> Float[Tensor, "n s t 1 1"]:
+        "States."
+        return self.stages(motion.transpose(1, 2)[..., None, None])
+
+
 class Displacement(nn.Module):
-    "Motion codes, one a frame, to the shift of every pixel: a GRU whose states give a bounded move of the whole and a bounded, smooth field."
+    "Motion codes to the shift of every pixel: states (recurrent, or expanded from one code) that give a bounded move of the whole and a bounded, smooth field."
     reach, bend = 1.0, 0.25                   # largest move of the whole, and of each pixel by itself, in half frame widths
 
     def __init__(self, config: Config):
         super().__init__()
         self.size, hidden, c, stages = config.size, 4 * config.width, 2 * config.width, len(widths(config)) - 2
-        self.start, self.recurrent = nn.Linear(config.motion, hidden), nn.GRU(config.motion, hidden, batch_first=True)
+        self.states = Recurrent(config, hidden) if config.motion_kind == "warp" else Expanded(config, hidden)
         self.whole = nn.Linear(hidden, 2)
         self.field = nn.Sequential(stage(hidden, c, space=(4, 1, 0)), *(stage(c, c, space=(4, 2, 1)) for _ in range(stages - 1)), nn.Conv3d(c, 2, (1, 3, 3), padding=(0, 1, 1)))
 
-    def forward(self, motion: Float[Tensor, "n t m"]) -> Float[Tensor, "n t 2 h w"]:
-        "Shifts (right, down) in half frame widths; the first code also sets the state that the GRU starts from."
+    def forward(self, motion: Float[Tensor, "n k m"]) -> Float[Tensor, "n t 2 h w"]:
+        "Shifts (right, down) in half frame widths."
         with torch.autocast(motion.device.type, enabled=False):                                         # places need all their digits
-            states, _ = self.recurrent(motion, torch.tanh(self.start(motion[:, 0]))[None])              # (n, t, s)
-            whole = self.reach * torch.tanh(self.whole(states))[..., None, None]                        # (n, t, 2, 1, 1)
-            coarse = self.bend * torch.tanh(self.field(states.transpose(1, 2)[..., None, None]))        # (n, 2, t, h/4, w/4)
+            states = self.states(motion)                                                                # (n, s, t, 1, 1)
+            whole = self.reach * torch.tanh(self.whole(states[..., 0, 0].transpose(1, 2)))[..., None, None]      # (n, t, 2, 1, 1)
+            coarse = self.bend * torch.tanh(self.field(states))                                         # (n, 2, t, h/4, w/4)
             smooth = F.interpolate(coarse, (coarse.shape[2], self.size, self.size), mode="trilinear", align_corners=False)
             return whole + smooth.transpose(1, 2)
+
 
 # %% ../../nbs/21_three_branches.ipynb #21060
 class WarpGenerator(nn.Module):
     """The version in circulation, made sensible: one painted object and its mask, moved by a recurrent unit over one motion code a frame.
 
-    Soft attention makes the mask: one number a place, which also weighs the features that the object is painted from. Any length.
+    Soft attention makes the mask: one number a place, which also weighs the features that the object is painted from. Any length
+    with 'warp'; with 'warp_expanded', where one code is lengthened by transposed convolutions, the lengths of the layered generator.
     """
     def __init__(self, config: Config):
         super().__init__()
@@ -362,10 +403,10 @@ CONFIGS: dict[str, Config] = {
 
 def networks(config: Config) -> dict[str, nn.Module]:
     "The networks of a configuration, untrained: 'generator', 'video_critic', 'image_critic'. ValueError for a choice that doesn't exist."
-    choices = {"motion_kind": ("add", "warp"), "mask_prior": PRIORS, "shuffle": ("released", "swap", "global", "none")}
+    choices = {"motion_kind": ("add", "warp", "add_recurrent", "warp_expanded"), "mask_prior": PRIORS, "shuffle": ("released", "swap", "global", "none")}
     for field, allowed in choices.items():
         if getattr(config, field) not in allowed:
             raise ValueError(f"{field} is {getattr(config, field)!r}; choose one of {', '.join(allowed)}")
     motion_vectors(config, config.length)
-    generator = {"add": LayeredGenerator, "warp": WarpGenerator}[config.motion_kind](config)
+    generator = (WarpGenerator if config.motion_kind.startswith("warp") else LayeredGenerator)(config)
     return {"generator": generator, "video_critic": VideoCritic(config), "image_critic": ImageCritic(config)}
