@@ -10,11 +10,12 @@ from vidcourse.v3gan import (CONFIGS, V3GAN, Layers, MaskingLayer, code_grid, co
                              with_motion)
 from vidcourse.v3gan.masking import PRIORS, binary_prior, cat_layers, l1_prior, seen_background
 from vidcourse.v3gan.model import draw_order, make_trainer, step_on
-from vidcourse.v3gan.networks import LayerCodes, count, motion_vectors, time_plan, warp, widths
+from vidcourse.v3gan.networks import Block, Config, LayerCodes, Recurrent, count, motion_vectors, time_plan, widths
+from vidcourse.v3gan.warping import MOTION_KINDS, Displacement, warp
 from vidcourse.video import to_float
 
 SMOKE = CONFIGS["smoke"]
-KINDS = ("add", "warp")
+KINDS = MOTION_KINDS
 
 
 class Fixed(torch.nn.Module):
@@ -197,6 +198,39 @@ def test_critics_refuse_other_lengths():
         nets["video_critic"](torch.zeros(2, 3, 10, 16, 16))
 
 
+@pytest.mark.parametrize("kind, takes", [("add", False), ("warp_expanded", False), ("add_recurrent", False), ("warp", True)])
+def test_lengths_of_the_kinds(kind, takes):
+    c = Config(size=32, content=4, motion=3, width=2, critic_width=2, motion_kind=kind)
+    net = networks(c)["generator"].eval()
+    for length in (16, 20, 28):
+        assert motion_vectors(c, length) == (length if kind in ("warp", "add_recurrent") else (length - 12) // 4)
+        assert net(net.draw(2, length)).video.shape == (2, 3, length, 32, 32)
+    for length in (1, 12, 15, 18, 23):
+        if takes:
+            assert net(net.draw(2, length)).video.shape == (2, 3, length, 32, 32)
+        else:
+            with pytest.raises(ValueError, match="nearest lengths"):
+                net.draw(2, length)
+
+
+def test_parameters_of_the_kinds():
+    "By hand: a GRU has 3 h (m + h + 2), its first state h (m + 1); the streams after it as the kind needs them."
+    c, m, h = CONFIGS["laptop"], CONFIGS["laptop"].motion, 4 * CONFIGS["laptop"].width
+    found = {kind: {name: count(part) for name, part in networks(replace(c, motion_kind=kind))["generator"].named_children()} for kind in KINDS}
+    gru, stages = 3 * h * (m + h + 2) + h * (m + 1), (4 * m * h + 3 * h) + 2 * (4 * h * h + 3 * h)
+    blocks, wide = [found[kind]["blocks"] for kind in ("add", "add_recurrent")], widths(c)
+    expanding = sum(4 * a * b + 3 * b for a, b in zip((m, *wide), wide[:-1]))
+    assert found["add_recurrent"]["recurrent"] == gru and blocks[1] - blocks[0] == sum(h * b + 3 * b for b in wide[:-1]) - expanding
+    assert found["warp"]["displacement"] - found["warp_expanded"]["displacement"] == gru - stages
+    assert {k: v for k, v in found["warp"].items() if k != "displacement"} == {k: v for k, v in found["warp_expanded"].items() if k != "displacement"}
+
+
+def test_names_of_parts_that_shipped_weights_rely_on():
+    names = set(generator(motion_kind="warp").displacement.state_dict())
+    assert {"states.start.weight", "states.start.bias", "whole.weight"} <= names
+    assert {f"states.gru.{p}_{g}h_l0" for p in ("weight", "bias") for g in "ih"} <= names
+
+
 # Codes -------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,6 +240,26 @@ def test_same_seed_same_clip(kind):
     assert torch.equal(net(draw(3)).video, net(draw(3)).video) and not torch.equal(net(draw(3)).video, net(draw(4)).video)
     longer = draw(3, 12)
     assert torch.equal(longer.motion[:, :draw(3).motion.shape[1]], draw(3).motion) and torch.equal(longer.background, draw(3).background)
+
+
+def turned(codes, k):
+    "The same codes with the sign of motion code k changed."
+    motion = codes.motion.clone()
+    motion[:, k] = -motion[:, k]
+    return replace(codes, motion=motion)
+
+
+@pytest.mark.parametrize("kind, length, vectors, first", [("add", 8, 1, 0), ("warp_expanded", 8, 1, 0), ("add_recurrent", 8, 8, 5), ("warp", 8, 8, 7),
+                                                          ("add", 10, 2, 1), ("warp_expanded", 10, 2, 1), ("add_recurrent", 10, 10, 1), ("warp", 10, 10, 9)])
+def test_frames_that_the_last_motion_code_changes(kind, length, vectors, first):
+    net = generator(motion_kind=kind)
+    for _ in range(3):
+        net(net.draw(8))
+    net.eval()
+    codes = net.draw(4, length, generator=torch.Generator().manual_seed(0))
+    assert codes.motion.shape == (4, vectors, SMOKE.motion)
+    change = (net(turned(codes, -1)).video - net(codes).video).abs().amax((0, 1, 3, 4))
+    assert (change[:first] == 0).all() and (change[first:] > 0).all()
 
 
 def test_warped_clips_go_on():
@@ -276,7 +330,7 @@ def test_layers_are_pictures_and_masks(kind):
     l = net(net.draw(4))
     assert l.background.shape == (4, 3, 1, 16, 16) and l.background.abs().max() <= 1 and l.foreground.abs().max() <= 1
     assert l.masks[-1] is l.mask and l.mask.min() >= 0 and l.mask.max() <= 1
-    assert [m.shape[-1] for m in l.masks] == ([4, 8, 16] if kind == "add" else [16])
+    assert [m.shape[-1] for m in l.masks] == ([4, 8, 16] if kind.startswith("add") else [16])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -292,6 +346,52 @@ def test_layers_are_float32_in_mixed_precision(kind):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         l = net(net.draw(4))
     assert {x.dtype for x in (l.background, l.foreground, l.mask, *l.masks)} == {torch.float32} and l.video.isfinite().all()
+
+
+@pytest.mark.parametrize("k", [4, 8])
+def test_states_know_no_future(k):
+    torch.manual_seed(0)
+    unit, codes = Recurrent(SMOKE, 12), draw_codes(3, 9, replace(SMOKE, motion_kind="warp"))
+    states, others = (unit(c.motion)[..., 0, 0] for c in (codes, turned(codes, k)))
+    assert states.shape == (3, 12, 9) and torch.equal(states[..., :k], others[..., :k])
+    assert ((states - others)[..., k:].abs().amax(1) > 1e-6).all(), "a code must be heard in its frame's state and, remembered, in those after it"
+
+
+def test_the_layered_generator_hears_its_recurrent_unit():
+    net = generator(motion_kind="add_recurrent").eval()
+    codes = net.draw(2, 8)
+    usual = net(codes).video
+    with torch.no_grad():
+        net.recurrent.gru.weight_hh_l0.neg_()
+        assert ((net(codes).video - usual).abs().amax((0, 1, 3, 4)) > 0).all(), "another memory must make other frames"
+
+
+@pytest.mark.parametrize("moments, group", [(4, 4), (8, 2), (16, 1)])
+def test_each_scale_takes_means_over_as_many_frames_as_it_needs(moments, group):
+    torch.manual_seed(0)
+    time = {4: (4, 1, 0), 8: (4, 2, 1), 16: (4, 2, 1)}[moments]
+    block = Block(5, 5, 7, 6, time=time, space=(4, 2, 1), recurrent=True).eval()
+    before = {4: 1, 8: 4, 16: 8}[moments]
+    ins = torch.randn(2, 5, 1, 4, 4), torch.randn(2, 5, before, 4, 4), torch.rand(2, 1, before, 4, 4)
+    states = torch.randn(2, 7, 16, 1, 1)
+    means = states.unflatten(2, (moments, group)).mean(3)
+    with torch.no_grad():
+        expected = block.foreground(ins[1]) + block.motion(means)
+        _, painted, _, handed_on = block(*ins, states)
+    assert painted.shape[2] == moments and handed_on is states
+    torch.testing.assert_close(painted, expected)
+
+
+@pytest.mark.parametrize("kind", ["warp", "warp_expanded"])
+def test_shifts_of_both_kinds_of_state(kind):
+    torch.manual_seed(0)
+    c = replace(SMOKE, motion_kind=kind)
+    net = Displacement(c).eval()
+    shift = net(1000 * draw_codes(3, 10, c).motion)
+    assert shift.shape == (3, 10, 2, 16, 16) and shift.abs().max() <= net.reach + net.bend and shift.isfinite().all()
+    assert shift.diff(dim=1).abs().max() > 0.01, "nothing moves"
+    net.states = Fixed(torch.randn(3, 4 * c.width, 1, 1, 1).expand(-1, -1, 10, -1, -1))
+    assert net(draw_codes(3, 10, c).motion).diff(dim=1).abs().max() < 1e-6, "shifts are counted from the painted object: one state, one place"
 
 
 def test_every_transposed_convolution_is_normalised():
@@ -347,7 +447,7 @@ def textured():
     return load("shapes", n=12, size=16, length=10, seed=0, backdrop="textured")
 
 
-@pytest.mark.parametrize("changes", [{}, dict(motion_kind="warp"), dict(background_stream=False), dict(mask_prior="none"), dict(mask_prior="both"), dict(shuffle="released"),
+@pytest.mark.parametrize("changes", [{}, *(dict(motion_kind=kind) for kind in KINDS[1:]), dict(background_stream=False), dict(mask_prior="none"), dict(mask_prior="both"), dict(shuffle="released"),
                                      dict(shuffle="global"), dict(shuffle="none"), dict(shared_code=True), dict(r1=0.1), dict(precision="bf16"), dict(average=0.0)])
 def test_every_recipe_takes_a_step_and_samples(textured, changes):
     system = train(textured, replace(SMOKE, **changes), steps=2, progress=False)

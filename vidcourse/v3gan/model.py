@@ -16,7 +16,8 @@ from ..mocogan.model import critic_loss, generator_loss, gradient_penalty, one_f
 from ..systems import System, train_system
 from ..training import Trainer, decay
 from .masking import Layers, cat_layers, mask_prior
-from .networks import Config, LayerCodes, networks
+from .networks import Config, LayerCodes
+from .warping import networks
 
 # %% ../../nbs/22_v3gan.ipynb #22010
 def released_order(starts: list[int], step: int, length: int = 16) -> Int[Tensor, "t"]:
