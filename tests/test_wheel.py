@@ -70,7 +70,7 @@ def test_every_system_samples(environment, tmp_path):
             "for found in pkgutil.iter_modules(vidcourse.__path__):\n"
             "    module = importlib.import_module('vidcourse.' + found.name) if found.ispkg else None\n"
             "    if hasattr(module, 'SYSTEM'): print(found.name, tuple(module.SYSTEM(module.CONFIGS['smoke']).sample(2).shape))")
-    assert shell(environment / "python", "-c", code, cwd=tmp_path).split("\n")[:-1] == ["mocogan (2, 3, 16, 16, 16)", "v3gan (2, 3, 8, 16, 16)"]
+    assert shell(environment / "python", "-c", code, cwd=tmp_path).split("\n")[:-1] == ["mocogan (2, 3, 16, 16, 16)", "navs (2, 3, 8, 16, 16)", "v3gan (2, 3, 8, 16, 16)"]
 
 
 def test_command(environment, tmp_path):
