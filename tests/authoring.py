@@ -97,10 +97,11 @@ def export() -> None:
 def pictures() -> None:
     "Redraw the pictures of the front page from the shipped weights and from the drawn clips."
     import torch
-    from vidcourse import v3gan
+    from vidcourse import navs, v3gan
+    from vidcourse.navs.model import first_frames
     from vidcourse.mocogan import code_grid, load_pretrained
     from vidcourse.shapes import moving_shapes
-    from vidcourse.video import apng, film_strip, grid, to_uint8, write
+    from vidcourse.video import apng, grid, to_float, to_uint8, write
     images = NBS / "images"
     images.mkdir(exist_ok=True)
     large = lambda frames, scale: frames.repeat(scale, -3).repeat(scale, -2)
@@ -120,6 +121,14 @@ def pictures() -> None:
     still, grey = layers.background.expand_as(layers.foreground), (2 * layers.mask - 1).expand_as(layers.foreground)
     panes = torch.stack([still, layers.foreground, grey, layers.video], dim=1).flatten(0, 1)
     moving("v3gan_shapes", to_uint8(panes.clamp(-1, 1)), 8)
+    star = navs.load_pretrained("shapes", 0)
+    size = star.config
+    clips, cells = navs.shapes_grid(size.statics, size.transients, size.size, size.length)
+    held = torch.ones(size.statics, size.transients, dtype=torch.bool)
+    held[tuple(star.codes.pairs.T)] = False                                     # the trained cells are part of the weights
+    asked = torch.where(held[tuple(cells.T)])[0][::4]
+    true = to_float(first_frames(clips, size)[asked])
+    moving("navs_shapes", to_uint8(torch.cat([true, star.exchange(*cells[asked].T)]).clamp(-1, 1)), len(asked))
     for path in sorted(images.glob("*.png")):
         print(path.relative_to(ROOT), path.stat().st_size // 1024, "kB")
 
