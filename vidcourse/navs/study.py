@@ -50,6 +50,8 @@ RECIPES: dict[str, dict] = {
     "no static loss": dict(static_weight=0.0),
     "neither": dict(triplet_weight=0.0, static_weight=0.0),
     "no recurrent unit": dict(recurrent=False),
+    "no recurrent unit, no triplet": dict(recurrent=False, triplet_weight=0.0),
+    "no recurrent unit, margin 0.5": dict(recurrent=False, margin=0.5),          # codes in a ball of radius 1 can't meet a margin of 2 (`31_triplets`)
 }
 
 
