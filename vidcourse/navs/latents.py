@@ -22,8 +22,9 @@ def blur(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     return F.conv2d(F.pad(images, (2, 2, 2, 2), "replicate"), kernel, groups=images.shape[1])
 
 
-def pyramid(images: Float[Tensor, "n c h w"], bands: int) -> list[Tensor]:
-    "Laplacian pyramid as in the released code: what a blur takes away at each of `bands` scales, fine to coarse, and the small picture that is left."
+def pyramid(images: Float[Tensor, "n c h w"], bands: int | None = None) -> list[Tensor]:
+    "Laplacian pyramid as in the released code: what a blur takes away at each of `bands` scales (default: down to 4 pixels), fine to coarse, and the small picture that is left."
+    bands = int(log2(min(images.shape[-2:]))) - 2 if bands is None else bands
     levels = []
     for _ in range(bands):
         smooth = blur(images)
@@ -36,8 +37,7 @@ def laplacian_loss(made: Float[Tensor, "n c h w"], true: Float[Tensor, "n c h w"
     "Mean absolute difference, summed over the levels of the pyramid down to 4 pixels, all of weight 1 (released code). ValueError when the shapes differ."
     if made.shape != true.shape:
         raise ValueError(f"pictures of shape {tuple(made.shape)} against {tuple(true.shape)}; they must be alike")
-    bands = int(log2(min(made.shape[-2:]))) - 2
-    return sum((level.abs().mean() for level in pyramid(made - true, bands)), made.new_zeros(()))
+    return sum((level.abs().mean() for level in pyramid(made - true)), made.new_zeros(()))
 
 # %% ../../nbs/30_learned_latents.ipynb #30020
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Config:
     decay: bool = False
     precision: str = "no"
 
-
+# %% ../../nbs/30_learned_latents.ipynb #3002c
 CONFIGS: dict[str, Config] = {
     "paper": Config(),
     "gpu": Config(static=56, transient=200, hidden=256, width=32, batch=24, steps=5_000, rate_networks=1e-3, rate_codes=1e-2, codes_by="adam", decay=True, precision="bf16"),

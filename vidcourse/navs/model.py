@@ -234,7 +234,7 @@ def fit_codes(net: ClipDecoder, clips: Float[Tensor, "n 3 t h w"], *, steps: int
         free = [codes.static.clone().requires_grad_(), codes.transient.clone().requires_grad_()]
         adam = torch.optim.Adam(free, rate)
         for k in range(steps):
-            adam.param_groups[0]["lr"] = rate * min(1, 2 * (1 - k / steps))
+            adam.param_groups[0]["lr"] = rate * decay(k, steps)
             made = net(ClipCodes(*free))
             loss = len(clips) * laplacian_loss(made.transpose(1, 2).flatten(0, 1), clips.transpose(1, 2).flatten(0, 1))
             for p, gradient in zip(free, torch.autograd.grad(loss, free)):                            # the networks' own gradients are never made

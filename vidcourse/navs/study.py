@@ -26,8 +26,7 @@ def motion_feature(clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n d"]:
     n, t = len(clips), clips.shape[2]
     if t < 2:
         raise ValueError("motion is measured between frames; give clips of at least 2")
-    bands = max(0, clips.shape[-1].bit_length() - 3)
-    levels = pyramid(clips.transpose(1, 2).flatten(0, 1).float(), bands)
+    levels = pyramid(clips.transpose(1, 2).flatten(0, 1).float())
     features = torch.cat([level.flatten(1) for level in levels], dim=1).view(n, t, -1)
     return features.diff(dim=1).abs().mean(1)
 
