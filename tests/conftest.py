@@ -1,4 +1,5 @@
 "Every test: one torch thread, shapes in signatures enforced, real data by fixture."
+
 import os
 import signal
 import sys
@@ -7,13 +8,15 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 
-signal.signal(signal.SIGINT, signal.default_int_handler)      # a suite started in the background ignores ctrl-C, and so would the programs that tests interrupt
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a suite started in the background ignores ctrl-C, and so would the programs that tests interrupt
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import signatures  # noqa: E402
 
-signatures.install()            # before the first import of the package
+signatures.install()  # before the first import of the package
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -42,7 +45,9 @@ def checked_kernels(tmp_path_factory):
     profile = home / "profile_default"
     (profile / "startup").mkdir(parents=True)
     (profile / "startup" / "00-signatures.py").write_text(STARTUP)
-    (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 50\n")
+    (profile / "ipython_kernel_config.py").write_text(
+        "get_config().IPKernelApp.log_level = 50\n"
+    )
     before = os.environ.get("IPYTHONDIR")
     os.environ["IPYTHONDIR"] = str(home)
     yield home
@@ -52,6 +57,7 @@ def checked_kernels(tmp_path_factory):
 @pytest.fixture
 def real_data():
     "A function from a file's name to its path in VIDCOURSE_DATA; skips the test, with the reason, where it isn't there."
+
     def find(name: str) -> Path:
         folder = os.environ.get("VIDCOURSE_DATA")
         if not folder:
@@ -60,4 +66,5 @@ def real_data():
         if not path.is_file():
             pytest.skip(f"VIDCOURSE_DATA holds no {name}")
         return path
+
     return find

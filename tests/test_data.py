@@ -1,4 +1,5 @@
 "Clips from every source, and bad input of every source. The Weizmann file itself is read when VIDCOURSE_DATA is set."
+
 import os
 import pickle
 import zipfile
@@ -8,14 +9,26 @@ import pytest
 import torch
 from PIL import Image
 
-from vidcourse.data import FILES, Clips, check_frames, check_offsets, detect, held_out, load, mirrored
+from vidcourse.data import (
+    FILES,
+    Clips,
+    check_frames,
+    check_offsets,
+    detect,
+    held_out,
+    load,
+    mirrored,
+)
 from vidcourse.files import map_member, open_npz
 from vidcourse.video import write
 
 try:
-    from jaxtyping import TypeCheckError as ShapeError       # comes first where the shape checks of jaxtyping are switched on
+    from jaxtyping import (
+        TypeCheckError as ShapeError,
+    )  # comes first where the shape checks of jaxtyping are switched on
 except ImportError:
     ShapeError = ValueError
+
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -35,7 +48,12 @@ def frames():
 
 @pytest.fixture
 def clips(frames):
-    return Clips.from_list(frames, [0, 0, 0, 1], ("bend", "jack"), {"person": np.array([4, 5, 6, 6]), "person_names": np.array(["a", "b"])})
+    return Clips.from_list(
+        frames,
+        [0, 0, 0, 1],
+        ("bend", "jack"),
+        {"person": np.array([4, 5, 6, 6]), "person_names": np.array(["a", "b"])},
+    )
 
 
 def save_frames(folder, clip, name="{}.png"):
@@ -46,8 +64,11 @@ def save_frames(folder, clip, name="{}.png"):
 
 # --- the class ---
 
+
 def test_clips_keeps_what_it_was_given(clips, frames):
-    assert len(clips) == 4 and clips.size == (12, 12) and clips.lengths.tolist() == list(LENGTHS)
+    assert (
+        len(clips) == 4 and clips.size == (12, 12) and clips.lengths.tolist() == list(LENGTHS)
+    )
     assert all((clips.clip(i) == frames[i]).all() for i in range(4))
     assert clips.offsets.tolist() == [0, 5, 14, 17, 37]
     assert "4 of 3 to 20 frames" in repr(clips) and "bend" in repr(clips)
@@ -59,14 +80,20 @@ def test_windows_lie_inside_one_clip_and_reach_both_ends(clips):
     assert (rows[:, 0].numpy() >= first).all() and (rows[:, -1].numpy() <= last).all()
     assert (np.diff(rows.numpy(), axis=1) == 2).all() and set(which.tolist()) == {1, 3}
     for i in (1, 3):
-        starts = np.bincount((rows[:, 0].numpy() - first)[which == i], minlength=clips.lengths[i] - 6)
-        assert len(starts) == clips.lengths[i] - 6 and starts.min() > .5 * starts.mean(), "some window of a clip is never, or seldom, drawn"
+        starts = np.bincount(
+            (rows[:, 0].numpy() - first)[which == i], minlength=clips.lengths[i] - 6
+        )
+        assert len(starts) == clips.lengths[i] - 6 and starts.min() > 0.5 * starts.mean(), (
+            "some window of a clip is never, or seldom, drawn"
+        )
 
 
 def test_batch_is_the_frames_in_minus_one_to_one(clips):
     which, rows = clips.windows(3, 5, generator(7))
     x, labels = clips.batch(3, 5, generator(7), return_labels=True)
-    expected = torch.from_numpy(clips.frames[rows.numpy()]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    expected = (
+        torch.from_numpy(clips.frames[rows.numpy()]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    )
     assert torch.allclose(x, expected, atol=1e-6) and x.dtype == torch.float32
     assert labels.tolist() == clips.labels[which.numpy()].tolist()
 
@@ -74,7 +101,10 @@ def test_batch_is_the_frames_in_minus_one_to_one(clips):
 def test_same_generator_same_batch_from_memory_file_and_selection(clips, tmp_path):
     mapped = Clips.from_npz(clips.save(tmp_path / "c.npz"), mmap=True)
     assert isinstance(mapped.frames, np.memmap) and "in a file" in repr(mapped)
-    a, b, c = (source.batch(8, 3, generator(3), balanced=True) for source in (clips, mapped, clips.select(slice(None))))
+    a, b, c = (
+        source.batch(8, 3, generator(3), balanced=True)
+        for source in (clips, mapped, clips.select(slice(None)))
+    )
     assert torch.equal(a, b) and torch.equal(a, c)
     assert not torch.equal(a, clips.batch(8, 3, generator(4), balanced=True))
 
@@ -87,9 +117,11 @@ def test_batch_on_cuda_equals_cpu(clips):
 
 def test_plain_sampling_is_even_over_clips_and_balanced_over_labels(clips):
     plain = np.bincount(clips.windows(4000, 3, generator())[0], minlength=4) / 4000
-    even = np.bincount(clips.windows(4000, 3, generator(), balanced=True)[0], minlength=4) / 4000
-    np.testing.assert_allclose(plain, [.25] * 4, atol=.03)
-    np.testing.assert_allclose(even, [1 / 6, 1 / 6, 1 / 6, 1 / 2], atol=.03)
+    even = (
+        np.bincount(clips.windows(4000, 3, generator(), balanced=True)[0], minlength=4) / 4000
+    )
+    np.testing.assert_allclose(plain, [0.25] * 4, atol=0.03)
+    np.testing.assert_allclose(even, [1 / 6, 1 / 6, 1 / 6, 1 / 2], atol=0.03)
 
 
 def test_clips_shorter_than_asked(clips):
@@ -116,8 +148,15 @@ def test_labels_asked_for_where_there_are_none(frames):
 
 def test_select_shares_frames_and_carries_everything(clips):
     some = clips.select([3, 0])
-    assert some.frames is clips.frames and some.labels.tolist() == [1, 0] and some.extra["person"].tolist() == [6, 4]
-    assert some.extra["person_names"].tolist() == ["a", "b"] and (some.clip(1) == clips.clip(0)).all()
+    assert (
+        some.frames is clips.frames
+        and some.labels.tolist() == [1, 0]
+        and some.extra["person"].tolist() == [6, 4]
+    )
+    assert (
+        some.extra["person_names"].tolist() == ["a", "b"]
+        and (some.clip(1) == clips.clip(0)).all()
+    )
     with pytest.raises(ValueError, match="starts and lengths"):
         some.offsets
     with pytest.raises(ValueError, match="nothing selected"):
@@ -127,14 +166,25 @@ def test_select_shares_frames_and_carries_everything(clips):
 
 def test_selection_saves_only_itself(clips, tmp_path):
     back = Clips.from_npz(clips.select([3, 0]).save(tmp_path / "s.npz"))
-    assert back.lengths.tolist() == [20, 5] and len(back.frames) == 25 and back.label_names == ("bend", "jack")
+    assert (
+        back.lengths.tolist() == [20, 5]
+        and len(back.frames) == 25
+        and back.label_names == ("bend", "jack")
+    )
     assert (back.clip(0) == clips.clip(3)).all() and back.extra["person"].tolist() == [6, 4]
 
 
 def test_failed_save_leaves_the_old_file(clips, tmp_path, monkeypatch):
     path = clips.save(tmp_path / "c.npz")
     before = path.read_bytes()
-    monkeypatch.setattr(np, "savez", lambda path, **k: (open(path, "wb").write(b"half"), (_ for _ in ()).throw(OSError(28, "No space left on device"))))
+    monkeypatch.setattr(
+        np,
+        "savez",
+        lambda path, **k: (
+            open(path, "wb").write(b"half"),
+            (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        ),
+    )
     with pytest.raises(OSError):
         clips.save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["c.npz"]
@@ -142,15 +192,26 @@ def test_failed_save_leaves_the_old_file(clips, tmp_path, monkeypatch):
 
 def test_resize(clips):
     small = clips.resize(6)
-    assert small.size == (6, 6) and small.lengths.tolist() == list(LENGTHS) and small.extra["person"].tolist() == [4, 5, 6, 6]
+    assert (
+        small.size == (6, 6)
+        and small.lengths.tolist() == list(LENGTHS)
+        and small.extra["person"].tolist() == [4, 5, 6, 6]
+    )
     assert abs(small.frames.mean() - clips.frames.mean()) < 2
 
 
 def test_mirrored(clips):
     both = mirrored(clips)
-    assert both.lengths.tolist() == [*LENGTHS, *LENGTHS] and both.labels.tolist() == [0, 0, 0, 1] * 2
-    assert both.extra["person"].tolist() == [4, 5, 6, 6] * 2 and both.extra["person_names"].tolist() == ["a", "b"]
-    assert (both.clip(5)[:, :, 0] == clips.clip(1)[:, :, -1]).all() and (both.clip(1) == clips.clip(1)).all()
+    assert (
+        both.lengths.tolist() == [*LENGTHS, *LENGTHS]
+        and both.labels.tolist() == [0, 0, 0, 1] * 2
+    )
+    assert both.extra["person"].tolist() == [4, 5, 6, 6] * 2 and both.extra[
+        "person_names"
+    ].tolist() == ["a", "b"]
+    assert (both.clip(5)[:, :, 0] == clips.clip(1)[:, :, -1]).all() and (
+        both.clip(1) == clips.clip(1)
+    ).all()
 
 
 def test_held_out(clips):
@@ -167,10 +228,20 @@ def test_held_out(clips):
 
 # --- wrong arrays ---
 
-@pytest.mark.parametrize("bad, word", [
-    (np.zeros((4, 8, 8, 3)), "to_uint8"), (np.full((4, 8, 8, 3), np.nan, np.float32), "NaN"), (np.zeros((4, 8, 8, 3), np.int64), "int64"),
-    (np.zeros((4, 3, 8, 8), np.uint8), "1 or 3 channels"), (np.zeros((0, 8, 8, 3), np.uint8), "at least one frame"), (np.zeros((4, 8, 8), np.uint8), "frame h w c"),
-    ([[1, 2]], "list"), (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), "Tensor")])
+
+@pytest.mark.parametrize(
+    "bad, word",
+    [
+        (np.zeros((4, 8, 8, 3)), "to_uint8"),
+        (np.full((4, 8, 8, 3), np.nan, np.float32), "NaN"),
+        (np.zeros((4, 8, 8, 3), np.int64), "int64"),
+        (np.zeros((4, 3, 8, 8), np.uint8), "1 or 3 channels"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "at least one frame"),
+        (np.zeros((4, 8, 8), np.uint8), "frame h w c"),
+        ([[1, 2]], "list"),
+        (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), "Tensor"),
+    ],
+)
 def test_wrong_frames(bad, word):
     with pytest.raises(ValueError, match=word):
         check_frames(bad)
@@ -180,7 +251,19 @@ def test_wrong_frames(bad, word):
         Clips.from_list([bad])
 
 
-@pytest.mark.parametrize("offsets", [[0, 3], [1, 4], [0, 2, 2, 4], [0, 3, 2, 4], [0.0, 4.0], [4], [[0, 4]], np.array([0, 5, 4], np.uint32)])
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        [0, 3],
+        [1, 4],
+        [0, 2, 2, 4],
+        [0, 3, 2, 4],
+        [0.0, 4.0],
+        [4],
+        [[0, 4]],
+        np.array([0, 5, 4], np.uint32),
+    ],
+)
 def test_wrong_offsets(offsets):
     with pytest.raises(ValueError, match="offsets must rise"):
         check_offsets(offsets, 4)
@@ -188,7 +271,10 @@ def test_wrong_offsets(offsets):
         Clips(noise(4, 8, 8, 3), offsets)
 
 
-@pytest.mark.parametrize("labels, names", [([0], ()), ([0, -1], ()), ([0, 2], ("a", "b")), ([.5, 1], ()), ([[0, 1]], ())])
+@pytest.mark.parametrize(
+    "labels, names",
+    [([0], ()), ([0, -1], ()), ([0, 2], ("a", "b")), ([0.5, 1], ()), ([[0, 1]], ())],
+)
 def test_wrong_labels(labels, names):
     with pytest.raises(ValueError, match="label"):
         Clips.from_array(noise(2, 3, 8, 8, 3), labels, names)
@@ -207,17 +293,35 @@ def test_wrong_extra_and_lists():
 
 # --- archives ---
 
+
 def test_npz_with_video(tmp_path):
-    np.savez_compressed(tmp_path / "v.npz", video=noise(3, 4, 8, 8, 3), action=np.array([1, 0, 1]), action_names=np.array(["x", "y"]))
+    np.savez_compressed(
+        tmp_path / "v.npz",
+        video=noise(3, 4, 8, 8, 3),
+        action=np.array([1, 0, 1]),
+        action_names=np.array(["x", "y"]),
+    )
     clips = load(tmp_path / "v.npz")
-    assert len(clips) == 3 and clips.label_names == ("x", "y") and clips.labels.tolist() == [1, 0, 1]
+    assert (
+        len(clips) == 3
+        and clips.label_names == ("x", "y")
+        and clips.labels.tolist() == [1, 0, 1]
+    )
     assert load(tmp_path / "v.npz", size=4).size == (4, 4)
 
 
 def test_npz_of_write_and_of_the_weizmann_kind(tmp_path, clips):
     write(tmp_path / "w.npz", noise(2, 5, 8, 8, 3))
     assert load(tmp_path / "w.npz").lengths.tolist() == [5, 5]
-    np.savez(tmp_path / "z.npz", frames=clips.frames, offsets=clips.offsets, action=clips.labels, action_names=np.array(["p", "q"]), person=np.arange(4), source_id=np.arange(4))
+    np.savez(
+        tmp_path / "z.npz",
+        frames=clips.frames,
+        offsets=clips.offsets,
+        action=clips.labels,
+        action_names=np.array(["p", "q"]),
+        person=np.arange(4),
+        source_id=np.arange(4),
+    )
     back = load(tmp_path / "z.npz")
     assert back.label_names == ("p", "q") and sorted(back.extra) == ["person", "source_id"]
 
@@ -226,10 +330,12 @@ def test_missing_file_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("VIDCOURSE_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="vidcourse data weizmann"):
         load("weizmann")
-    for name in ("sky", "coil"):                                 # no command fetches these, and none is suggested
+    for name in ("sky", "coil"):  # no command fetches these, and none is suggested
         with pytest.raises(FileNotFoundError, match=FILES[name]) as caught:
             load(name)
-        assert "vidcourse data" not in str(caught.value) and "VIDCOURSE_DATA" in str(caught.value)
+        assert "vidcourse data" not in str(caught.value) and "VIDCOURSE_DATA" in str(
+            caught.value
+        )
     with pytest.raises(FileNotFoundError, match="neither a path nor a name"):
         load("wiezmann")
     with pytest.raises(FileNotFoundError, match="does not exist"):
@@ -245,7 +351,9 @@ class Evil:
 def test_pickles_are_never_run(tmp_path, monkeypatch, how):
     monkeypatch.setenv("EVIL_MARK", str(tmp_path / "ran"))
     path = tmp_path / "evil.npz"
-    path.write_bytes(pickle.dumps(Evil())) if how == "bare pickle" else np.savez(path, frames=np.array([Evil()], dtype=object))
+    path.write_bytes(pickle.dumps(Evil())) if how == "bare pickle" else np.savez(
+        path, frames=np.array([Evil()], dtype=object)
+    )
     with pytest.raises(ValueError, match="run code"):
         Clips.from_npz(path, mmap="mapped" in how)
     assert not (tmp_path / "ran").exists()
@@ -260,15 +368,23 @@ def test_broken_archives(tmp_path, clips, damage):
     if damage == "npy":
         np.save(tmp_path / "c.npy", clips.frames)
         data = (tmp_path / "c.npy").read_bytes()
-    path.write_bytes({"empty": b"", "text": b"hello", "cut": data[:len(data) // 2]}.get(damage, data))
+    path.write_bytes(
+        {"empty": b"", "text": b"hello", "cut": data[: len(data) // 2]}.get(damage, data)
+    )
     with pytest.raises(ValueError, match="c.npz"):
         Clips.from_npz(path)
 
 
-@pytest.mark.parametrize("arrays, word", [
-    (dict(pictures=noise(2, 3, 8, 8, 3)), "neither `frames` nor `video`"), (dict(frames=noise(4, 8, 8, 3)), "no `offsets`"),
-    (dict(frames=noise(4, 8, 8, 3), offsets=[0, 9]), "offsets must rise"), (dict(video=np.full((2, 3, 8, 8, 3), np.nan)), "NaN"),
-    (dict(video=noise(2, 3, 8, 8, 3), labels=[0, 1, 2]), "labels")])
+@pytest.mark.parametrize(
+    "arrays, word",
+    [
+        (dict(pictures=noise(2, 3, 8, 8, 3)), "neither `frames` nor `video`"),
+        (dict(frames=noise(4, 8, 8, 3)), "no `offsets`"),
+        (dict(frames=noise(4, 8, 8, 3), offsets=[0, 9]), "offsets must rise"),
+        (dict(video=np.full((2, 3, 8, 8, 3), np.nan)), "NaN"),
+        (dict(video=noise(2, 3, 8, 8, 3), labels=[0, 1, 2]), "labels"),
+    ],
+)
 @pytest.mark.parametrize("mmap", [False, True])
 def test_archives_of_the_wrong_content(tmp_path, arrays, word, mmap):
     np.savez(tmp_path / "w.npz", **arrays)
@@ -281,7 +397,9 @@ def test_mapping(tmp_path):
     video = noise(3, 4, 8, 8, 3)
     np.savez(tmp_path / "a.npz", other=np.arange(5), video=video)
     mapped = map_member(tmp_path / "a.npz", "video")
-    assert isinstance(mapped, np.memmap) and (mapped == video).all() and not mapped.flags.writeable
+    assert (
+        isinstance(mapped, np.memmap) and (mapped == video).all() and not mapped.flags.writeable
+    )
     np.savez_compressed(tmp_path / "b.npz", video=video)
     with pytest.raises(ValueError, match="compressed"):
         open_npz(tmp_path / "b.npz", mmap=True)
@@ -289,12 +407,19 @@ def test_mapping(tmp_path):
 
 # --- folders ---
 
+
 def test_folder_of_videos_with_labels(tmp_path):
-    smooth = np.linspace(0, 200, 6).astype(np.uint8)[:, None, None, None] + np.zeros((6, 16, 16, 3), np.uint8)
+    smooth = np.linspace(0, 200, 6).astype(np.uint8)[:, None, None, None] + np.zeros(
+        (6, 16, 16, 3), np.uint8
+    )
     for label, name in (("jack", "a.mp4"), ("bend", "b.gif"), ("bend", "c.mp4")):
         write(tmp_path / label / name, smooth)
     clips = load(tmp_path)
-    assert clips.label_names == ("bend", "jack") and clips.labels.tolist() == [0, 0, 1] and clips.extra["name"].tolist() == ["b", "c", "a"]
+    assert (
+        clips.label_names == ("bend", "jack")
+        and clips.labels.tolist() == [0, 0, 1]
+        and clips.extra["name"].tolist() == ["b", "c", "a"]
+    )
     assert np.abs(clips.clip(0).astype(int) - smooth).max() < 12
     assert load(tmp_path, size=8).size == (8, 8)
 
@@ -302,11 +427,18 @@ def test_folder_of_videos_with_labels(tmp_path):
 @pytest.mark.parametrize("labelled", [False, True])
 def test_folder_of_frame_folders(tmp_path, frames, labelled):
     for i, clip in enumerate(frames):
-        save_frames(tmp_path / (f"label{i % 2}" if labelled else "") / f"clip{i}", clip, "frame{}.png")
+        save_frames(
+            tmp_path / (f"label{i % 2}" if labelled else "") / f"clip{i}", clip, "frame{}.png"
+        )
     clips = load(tmp_path)
-    assert sorted(clips.lengths.tolist()) == sorted(LENGTHS) and (clips.labels is not None) == labelled
+    assert (
+        sorted(clips.lengths.tolist()) == sorted(LENGTHS)
+        and (clips.labels is not None) == labelled
+    )
     for i, name in enumerate(clips.extra["name"]):
-        assert (clips.clip(i) == frames[int(name[-1])]).all(), "frames out of order (frame10 before frame2?)"
+        assert (clips.clip(i) == frames[int(name[-1])]).all(), (
+            "frames out of order (frame10 before frame2?)"
+        )
 
 
 def test_one_folder_of_frames_is_one_clip(tmp_path, frames):
@@ -321,7 +453,9 @@ def test_folder_of_strips(tmp_path, frames, labelled, upright):
     for i, clip in enumerate(frames):
         folder = tmp_path / (f"label{i % 2}" if labelled else "")
         folder.mkdir(exist_ok=True)
-        Image.fromarray(np.concatenate(list(clip), 0 if upright else 1)).save(folder / f"s{i}.png")
+        Image.fromarray(np.concatenate(list(clip), 0 if upright else 1)).save(
+            folder / f"s{i}.png"
+        )
     assert detect(tmp_path)[0] == "strips"
     clips = load(tmp_path)
     assert (clips.labels is not None) == labelled
@@ -357,12 +491,12 @@ def test_empty_and_missing_folders(tmp_path):
 def test_truncated_video_and_image(tmp_path):
     write(tmp_path / "v" / "a.mp4", noise(20, 32, 32, 3))
     data = (tmp_path / "v" / "a.mp4").read_bytes()
-    (tmp_path / "v" / "a.mp4").write_bytes(data[:len(data) // 2])
+    (tmp_path / "v" / "a.mp4").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="a.mp4"):
         load(tmp_path / "v")
     save_frames(tmp_path / "f", noise(3, 32, 32, 3))
     data = (tmp_path / "f" / "1.png").read_bytes()
-    (tmp_path / "f" / "1.png").write_bytes(data[:len(data) // 2])
+    (tmp_path / "f" / "1.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="1.png"):
         load(tmp_path / "f")
 
@@ -377,24 +511,37 @@ def test_different_sizes_need_a_size(tmp_path):
 
 # --- by name ---
 
+
 def test_shapes_by_name():
     clips = load("shapes", n=6, length=5, size=16, seed=2, backdrop="plain")
-    assert len(clips) == 6 and clips.lengths.tolist() == [5] * 6 and clips.label_names == ("rise", "drift", "circle", "bounce")
+    assert (
+        len(clips) == 6
+        and clips.lengths.tolist() == [5] * 6
+        and clips.label_names == ("rise", "drift", "circle", "bounce")
+    )
     assert clips.extra["colour"].shape == (6, 3) and set(clips.extra["backdrop"]) == {1}
     with pytest.raises(ValueError, match="only go with"):
         load("weizmann", n=6)
 
 
-needs_data = pytest.mark.skipif(not os.environ.get("VIDCOURSE_DATA"), reason="VIDCOURSE_DATA is not set: no real clips here")
+needs_data = pytest.mark.skipif(
+    not os.environ.get("VIDCOURSE_DATA"), reason="VIDCOURSE_DATA is not set: no real clips here"
+)
 
 
 @needs_data
 def test_weizmann():
     clips = load("weizmann", size=32)
-    assert len(clips) == 36 and clips.size == (32, 32) and sorted(clips.label_names) == ["bend", "jack", "wave1", "wave2"]
+    assert (
+        len(clips) == 36
+        and clips.size == (32, 32)
+        and sorted(clips.label_names) == ["bend", "jack", "wave1", "wave2"]
+    )
     assert len({(p, a) for p, a in zip(clips.extra["person"], clips.labels)}) == 36
     rest, out = held_out(clips, person=[7, 8])
-    assert (len(rest), len(out)) == (28, 8) and not set(rest.extra["person"]) & set(out.extra["person"])
+    assert (len(rest), len(out)) == (28, 8) and not set(rest.extra["person"]) & set(
+        out.extra["person"]
+    )
     assert rest.batch(4, 16, generator(), step=2).shape == (4, 3, 16, 32, 32)
 
 
@@ -402,6 +549,7 @@ def test_weizmann():
 @pytest.mark.parametrize("name", ["sky", "coil"])
 def test_other_real_sets(name):
     from vidcourse.course import data_root
+
     if not (data_root() / FILES[name]).exists():
         pytest.skip(f"{FILES[name]} is not in VIDCOURSE_DATA")
     assert load(name).batch(2, 16, generator()).shape == (2, 3, 16, 64, 64)

@@ -3,17 +3,33 @@
 Stub, check and solution may use what the notebook imports, what its module exports, `settings`, and cells tagged `setup`. Nothing else is run, so a training
 notebook's exercises are tested in a moment.
 """
-import ast, functools, importlib, json, re
+
+import ast
+import functools
+import importlib
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from vidcourse.course import Exercise, Settings, Verdict, find_exercises, untouched, with_solutions
+from vidcourse.course import (
+    Exercise,
+    Settings,
+    Verdict,
+    find_exercises,
+    untouched,
+    with_solutions,
+)
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "nbs").glob("[0-9]*.ipynb"))
 PAGES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in NOTEBOOKS}
-CASES = [pytest.param(name, found, id=f"{name}-{found.index}") for name, page in PAGES.items() for found in find_exercises(page)]
+CASES = [
+    pytest.param(name, found, id=f"{name}-{found.index}")
+    for name, page in PAGES.items()
+    for found in find_exercises(page)
+]
 
 
 def python(cell):
@@ -25,16 +41,33 @@ def context(page, stop):
     "The names that an exercise may use."
     names = {"settings": Settings("smoke", torch.device("cpu"), 0)}
     code = [cell for cell in page["cells"] if cell["cell_type"] == "code"]
-    module = next((m[1] for cell in code if (m := re.search(r"#\|\s*default_exp\s+(\S+)", "".join(cell["source"])))), None)
+    module = next(
+        (
+            m[1]
+            for cell in code
+            if (m := re.search(r"#\|\s*default_exp\s+(\S+)", "".join(cell["source"])))
+        ),
+        None,
+    )
     if module:
-        names.update({k: v for k, v in vars(importlib.import_module(f"vidcourse.{module}")).items() if not k.startswith("__")})
+        names.update(
+            {
+                k: v
+                for k, v in vars(importlib.import_module(f"vidcourse.{module}")).items()
+                if not k.startswith("__")
+            }
+        )
     for cell in page["cells"][:stop]:
         if cell["cell_type"] != "code":
             continue
         if "setup" in cell.get("metadata", {}).get("tags", []):
             exec(python(cell), names)
             continue
-        lines = [node for node in ast.parse(python(cell)).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        lines = [
+            node
+            for node in ast.parse(python(cell)).body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
         exec(compile(ast.Module(lines, []), "imports", "exec"), names)
     return names
 
@@ -75,8 +108,12 @@ def test_every_chapter_has_exercises(name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_tags_belong_together(name):
-    tags = [tag for cell in PAGES[name]["cells"] for tag in cell.get("metadata", {}).get("tags", [])]
-    assert tags.count("exercise") == tags.count("check"), "each stub has one check and each check one stub"
+    tags = [
+        tag for cell in PAGES[name]["cells"] for tag in cell.get("metadata", {}).get("tags", [])
+    ]
+    assert tags.count("exercise") == tags.count("check"), (
+        "each stub has one check and each check one stub"
+    )
 
 
 def test_solutions_can_be_put_in():
@@ -93,40 +130,69 @@ def cell(kind, source, *tags):
 
 
 STUB, CHECK = cell("code", "def f(): ...", "exercise"), cell("code", "check(f)", "check")
-FOLDED = cell("markdown", "<details><summary>Solution</summary>\n\n```python\ndef f(): return 1\n```\n</details>")
+FOLDED = cell(
+    "markdown",
+    "<details><summary>Solution</summary>\n\n```python\ndef f(): return 1\n```\n</details>",
+)
 
 
-@pytest.mark.parametrize("cells", [[STUB], [STUB, FOLDED], [STUB, CHECK], [STUB, CHECK, STUB, CHECK, FOLDED], [STUB, CHECK, FOLDED, FOLDED]])
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [STUB],
+        [STUB, FOLDED],
+        [STUB, CHECK],
+        [STUB, CHECK, STUB, CHECK, FOLDED],
+        [STUB, CHECK, FOLDED, FOLDED],
+    ],
+)
 def test_incomplete_exercises_are_refused(cells):
     with pytest.raises(ValueError, match="each is needed once"):
         find_exercises({"cells": cells})
 
 
 def test_complete_exercises_are_found():
-    found = find_exercises({"cells": [STUB, CHECK, FOLDED, cell("markdown", "text"), STUB, CHECK, FOLDED]})
+    found = find_exercises(
+        {"cells": [STUB, CHECK, FOLDED, cell("markdown", "text"), STUB, CHECK, FOLDED]}
+    )
     assert [f.index for f in found] == [0, 4] and found[1].solution == "def f(): return 1\n"
 
 
 def test_an_exercise_never_raises(capsys):
     def check(answer):
         assert answer() == 1, "it should be one"
+
     task = Exercise("one", check, hint="count")
     assert task.check(lambda: 1) is True and "solved" in capsys.readouterr().out
-    assert task(lambda: 2) is False and "it should be one" in (out := capsys.readouterr().out) and "hint: count" in out
+    assert (
+        task(lambda: 2) is False
+        and "it should be one" in (out := capsys.readouterr().out)
+        and "hint: count" in out
+    )
     for broken in (None, lambda: 1 / 0, lambda x: x):
         assert task(broken) is False and "raised" in capsys.readouterr().out
 
 
 def test_an_untouched_stub_is_told_from_an_answer(capsys):
     def dots(x): ...
-    def text(x, y=1, *more): "What it should do."
+    def text(x, y=1, *more):
+        "What it should do."
+
     def both(x):
         """What it should do."""
-        pass
-    def refuses(x): raise NotImplementedError("write this")
-    def five(x): return 5
-    def same(x): return x
-    def works(x): x + 1
+
+    def refuses(x):
+        raise NotImplementedError("write this")
+
+    def five(x):
+        return 5
+
+    def same(x):
+        return x
+
+    def works(x):
+        x + 1
+
     task = Exercise("task", lambda answer: answer(1), hint="think")
     for stub in (dots, text, both, refuses, functools.wraps(dots)(lambda *a: dots(*a))):
         assert task(stub) is False
@@ -138,9 +204,19 @@ def test_an_untouched_stub_is_told_from_an_answer(capsys):
 
 def test_a_verdict_is_true_or_false_and_shows_nothing(monkeypatch, capsys):
     from IPython.core.interactiveshell import InteractiveShell
+
     shell, task = InteractiveShell(), Exercise("task", lambda answer: None)
     assert task(1) is True
     monkeypatch.setattr("vidcourse.course.get_ipython", lambda: shell)
     passed = task(1)
-    assert isinstance(passed, Verdict) and passed and passed == True and repr(passed) == "True" and not Verdict(False)
-    assert shell.display_formatter.format(passed) == ({}, {}) and shell.display_formatter.format(1)[0]
+    assert (
+        isinstance(passed, Verdict)
+        and passed
+        and passed == True
+        and repr(passed) == "True"
+        and not Verdict(False)
+    )
+    assert (
+        shell.display_formatter.format(passed) == ({}, {})
+        and shell.display_formatter.format(1)[0]
+    )

@@ -1,4 +1,5 @@
 "MoCoGAN: what a reader would be bored by. The mathematics is asserted in notebooks 10 to 13."
+
 import contextlib
 import json
 import pickle
@@ -13,9 +14,19 @@ from safetensors.torch import save_file
 from vidcourse.course import weights_file
 from vidcourse.data import load
 from vidcourse.mocogan import CONFIGS, MoCoGAN, load_pretrained, networks
-from vidcourse.mocogan.latents import MotionWalk, code_grid, draw_codes, with_motion
 from vidcourse.mocogan import study as mocogan_study
-from vidcourse.mocogan.model import critic_loss, critic_step, generator_loss, generator_step, gradient_penalty, make_trainer, one_frame, step_on, train
+from vidcourse.mocogan.latents import MotionWalk, code_grid, draw_codes, with_motion
+from vidcourse.mocogan.model import (
+    critic_loss,
+    critic_step,
+    generator_loss,
+    generator_step,
+    gradient_penalty,
+    make_trainer,
+    one_frame,
+    step_on,
+    train,
+)
 from vidcourse.mocogan.networks import InstanceNoise, count
 
 SMOKE = CONFIGS["smoke"]
@@ -39,13 +50,24 @@ def test_any_length(model, length):
 
 
 def test_same_seed_same_clip_and_longer_goes_on(model):
-    short, again, long = (model.sample(2, t, torch.Generator().manual_seed(5)) for t in (6, 6, 9))
+    short, again, long = (
+        model.sample(2, t, torch.Generator().manual_seed(5)) for t in (6, 6, 9)
+    )
     assert torch.equal(short, again)
     torch.testing.assert_close(long[:, :, :6], short)
     assert not torch.equal(short, model.sample(2, 6, torch.Generator().manual_seed(6)))
 
 
-@pytest.mark.parametrize("wrong", [dict(n=0), dict(length=0), dict(category=4), dict(category=-1), dict(category=torch.tensor([0, 1, 2]))])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(n=0),
+        dict(length=0),
+        dict(category=4),
+        dict(category=-1),
+        dict(category=torch.tensor([0, 1, 2])),
+    ],
+)
 def test_bad_requests(model, wrong):
     with pytest.raises(ValueError):
         model.sample(**({"n": 2, "length": 4} | wrong))
@@ -53,7 +75,9 @@ def test_bad_requests(model, wrong):
 
 def test_category_of_a_model_without():
     with pytest.raises(ValueError, match="without categories"):
-        MoCoGAN(replace(SMOKE, categories=0, category_loss="none", video_critic="full")).sample(1, category=0)
+        MoCoGAN(replace(SMOKE, categories=0, category_loss="none", video_critic="full")).sample(
+            1, category=0
+        )
 
 
 def test_mixing_unequal_numbers():
@@ -63,7 +87,16 @@ def test_mixing_unequal_numbers():
         with_motion(a, b)
 
 
-@pytest.mark.parametrize("field, value", [("image_critic", "big"), ("norm", "layer"), ("category_into", "critic"), ("size", 48), ("length", 9)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("image_critic", "big"),
+        ("norm", "layer"),
+        ("category_into", "critic"),
+        ("size", 48),
+        ("length", 9),
+    ],
+)
 def test_impossible_configurations(field, value):
     with pytest.raises(ValueError):
         networks(replace(CONFIGS["paper"], **{field: value}))
@@ -72,21 +105,36 @@ def test_impossible_configurations(field, value):
 def test_released_sizes():
     with torch.device("meta"):
         found = {name: count(net) for name, net in networks(CONFIGS["paper"]).items()}
-    assert found == {"generator": 3_298_836, "image_critic": 663_296, "video_critic": 11_253_504}
+    assert found == {
+        "generator": 3_298_836,
+        "image_critic": 663_296,
+        "video_critic": 11_253_504,
+    }
 
 
 def test_save_and_load(model, tmp_path):
     model.save(tmp_path / "w.safetensors", data="shapes")
     back = MoCoGAN.load(tmp_path / "w.safetensors")
     assert back.config == model.config and back.facts["data"] == "shapes"
-    assert torch.equal(back.sample(2, 4, torch.Generator().manual_seed(0)), model.sample(2, 4, torch.Generator().manual_seed(0)))
+    assert torch.equal(
+        back.sample(2, 4, torch.Generator().manual_seed(0)),
+        model.sample(2, 4, torch.Generator().manual_seed(0)),
+    )
 
 
 def test_weights_that_are_not(tmp_path, model):
     (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps({"a": 1}))
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", {"vidcourse": json.dumps({"format": 1, "system": "navs", "config": {}})})
-    save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", {"vidcourse": json.dumps({"format": 1, "system": "mocogan", "config": {"colour": 3}})})
+    save_file(
+        {"x": torch.zeros(1)},
+        tmp_path / "other.safetensors",
+        {"vidcourse": json.dumps({"format": 1, "system": "navs", "config": {}})},
+    )
+    save_file(
+        {"x": torch.zeros(1)},
+        tmp_path / "old.safetensors",
+        {"vidcourse": json.dumps({"format": 1, "system": "mocogan", "config": {"colour": 3}})},
+    )
     for name in ("pickle", "foreign", "other", "old"):
         with pytest.raises(ValueError):
             MoCoGAN.load(tmp_path / f"{name}.safetensors")
@@ -99,7 +147,10 @@ def test_train_leaves_weights_and_resumes_alike(shapes, tmp_path):
     whole = train(shapes, config, steps=4, seed=3, progress=False)
     train(shapes, config, steps=2, seed=3, out=tmp_path, progress=False)
     resumed = train(shapes, config, steps=4, seed=3, out=tmp_path, resume=True, progress=False)
-    for a, b in zip(whole.networks["generator"].state_dict().values(), resumed.networks["generator"].state_dict().values()):
+    for a, b in zip(
+        whole.networks["generator"].state_dict().values(),
+        resumed.networks["generator"].state_dict().values(),
+    ):
         assert torch.equal(a, b)
     assert MoCoGAN.load(tmp_path / "weights.safetensors").facts["steps"] == 4
 
@@ -114,11 +165,28 @@ def test_labels_decide_the_categories(shapes):
     assert train(two, SMOKE, steps=1, progress=False).config.categories == len(two.label_names)
 
 
-@pytest.mark.parametrize("changes", [dict(category_loss="infogan"), dict(category_loss="released", weight_decay=1e-5), dict(category_loss="none"), dict(image_critic="none"),
-                                     dict(spectral=False, r1=0.1), dict(norm="batch", spectral=False, noise=0.1, fresh_fakes=True), dict(category_into="generator"), dict(average=0.0),
-                                     dict(video_critic="patch", category_loss="none"), dict(precision="bf16")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(category_loss="infogan"),
+        dict(category_loss="released", weight_decay=1e-5),
+        dict(category_loss="none"),
+        dict(image_critic="none"),
+        dict(spectral=False, r1=0.1),
+        dict(norm="batch", spectral=False, noise=0.1, fresh_fakes=True),
+        dict(category_into="generator"),
+        dict(average=0.0),
+        dict(video_critic="patch", category_loss="none"),
+        dict(precision="bf16"),
+    ],
+)
 def test_every_recipe_takes_a_step(shapes, changes):
-    assert train(shapes, replace(SMOKE, **changes), steps=2, progress=False).sample(1, 3).isfinite().all()
+    assert (
+        train(shapes, replace(SMOKE, **changes), steps=2, progress=False)
+        .sample(1, 3)
+        .isfinite()
+        .all()
+    )
 
 
 def one_step(shapes, **changes):
@@ -131,7 +199,9 @@ def one_step(shapes, **changes):
 
 def test_who_trains_the_category_head(shapes):
     assert torch.equal(*one_step(shapes, category_loss="released", weight_decay=0.0))
-    assert not torch.equal(*one_step(shapes, category_loss="released", weight_decay=1e-5))      # decay alone moves it, towards zero
+    assert not torch.equal(
+        *one_step(shapes, category_loss="released", weight_decay=1e-5)
+    )  # decay alone moves it, towards zero
     assert not torch.equal(*one_step(shapes, category_loss="infogan"))
     assert not torch.equal(*one_step(shapes, category_loss="labels"))
 
@@ -141,15 +211,24 @@ def test_generator_step_leaves_critics_alone(shapes):
     trainer = make_trainer(config, seed=0)
     before = [p.detach().clone() for p in trainer.networks["image_critic"].parameters()]
     step_on(shapes, config)(trainer)
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.networks["image_critic"].parameters()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, trainer.networks["image_critic"].parameters())
+    )
 
 
-SEEDS = sorted(int(p.stem[-1]) for p in weights_file("mocogan_shapes_seed0").parent.glob("mocogan_shapes_seed*.safetensors"))
+SEEDS = sorted(
+    int(p.stem[-1])
+    for p in weights_file("mocogan_shapes_seed0").parent.glob(
+        "mocogan_shapes_seed*.safetensors"
+    )
+)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_shipped_weights_move(seed):
-    clips = load_pretrained("shapes", seed).sample(4, generator=torch.Generator().manual_seed(0))
+    clips = load_pretrained("shapes", seed).sample(
+        4, generator=torch.Generator().manual_seed(0)
+    )
     assert clips.shape == (4, 3, 16, 32, 32) and clips.diff(dim=2).abs().mean() > 0.005
 
 
@@ -161,7 +240,9 @@ def test_weights_that_do_not_ship():
 def test_start_from_a_trained_system(shapes, model):
     frozen = replace(SMOKE, rate_generator=0.0)
     began = train(shapes, frozen, start=model, steps=2, progress=False)
-    for (name, a), b in zip(model.networks["generator"].named_parameters(), began.networks["generator"].parameters()):
+    for (name, a), b in zip(
+        model.networks["generator"].named_parameters(), began.networks["generator"].parameters()
+    ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
     with pytest.raises(ValueError, match="generator of other sizes"):
         train(shapes, replace(SMOKE, width=4), start=model, steps=1, progress=False)
@@ -169,13 +250,23 @@ def test_start_from_a_trained_system(shapes, model):
 
 def test_a_shorter_first_stage_ends_at_full_length(shapes):
     from vidcourse.mocogan.study import RECIPES, train_recipe
-    assert train_recipe(shapes, SMOKE, RECIPES["first half on 8 frames"], steps=4).config == SMOKE
+
+    assert (
+        train_recipe(shapes, SMOKE, RECIPES["first half on 8 frames"], steps=4).config == SMOKE
+    )
 
 
 def test_every_line_of_the_study_is_a_configuration():
     from vidcourse.mocogan.study import RECIPES
+
     for changes in RECIPES.values():
-        networks(replace(CONFIGS["laptop"], size=16, **{k: v for k, v in changes.items() if k != "first_length"}))
+        networks(
+            replace(
+                CONFIGS["laptop"],
+                size=16,
+                **{k: v for k, v in changes.items() if k != "first_length"},
+            )
+        )
 
 
 @pytest.mark.parametrize("step, sigma", [(0, 0.2), (5, 0.1), (10, 0.0), (25, 0.0)])
@@ -185,7 +276,11 @@ def test_noise_fades(shapes, step, sigma):
     trainer.step = step
     step_on(shapes, config)(trainer)
     for name in ("image_critic", "video_critic"):
-        assert {round(m.sigma, 6) for m in trainer.networks[name].modules() if isinstance(m, InstanceNoise)} == {sigma}
+        assert {
+            round(m.sigma, 6)
+            for m in trainer.networks[name].modules()
+            if isinstance(m, InstanceNoise)
+        } == {sigma}
 
 
 def test_a_bounded_start_is_a_squashed_one():
@@ -199,14 +294,25 @@ def test_a_bounded_start_is_a_squashed_one():
 
 def test_study_adds_records_and_does_not_repeat(shapes, tmp_path):
     from vidcourse.mocogan.study import study
+
     results = tmp_path / "study.json"
     first = study(shapes, SMOKE, ["all of it"], steps=1, results=results, progress=False)
-    both = study(shapes, SMOKE, ["all of it", "no image critic"], steps=1, results=results, progress=False)
-    assert both[:1] == first == json.loads(results.read_text())[:1] and [r["recipe"] for r in both] == ["all of it", "no image critic"]
+    both = study(
+        shapes,
+        SMOKE,
+        ["all of it", "no image critic"],
+        steps=1,
+        results=results,
+        progress=False,
+    )
+    assert both[:1] == first == json.loads(results.read_text())[:1] and [
+        r["recipe"] for r in both
+    ] == ["all of it", "no image critic"]
     assert list(tmp_path.iterdir()) == [results]
 
 
 # Found by breaking the code on purpose ------------------------------------------------------------------------------------------------
+
 
 def test_each_frame_hears_its_own_noise():
     torch.manual_seed(0)
@@ -220,13 +326,19 @@ def test_each_frame_hears_its_own_noise():
 def test_what_stands_where_in_a_latent():
     codes = draw_codes(5, 3, content=3, motion=4, categories=2, category=1)
     latent = MotionWalk(3, 4, 2, "generator")(codes)
-    assert torch.equal(latent[:, 1, :3], codes.content) and torch.equal(latent[:, 2, 3:5], torch.tensor([[0.0, 1.0]]).expand(5, 2))
+    assert torch.equal(latent[:, 1, :3], codes.content) and torch.equal(
+        latent[:, 2, 3:5], torch.tensor([[0.0, 1.0]]).expand(5, 2)
+    )
 
 
 def test_grid_rows_are_contents():
     a = draw_codes(2, 3, content=2, motion=2)
     mixed = code_grid(a)
-    assert torch.equal(mixed.content[:2], a.content[[0, 0]]) and torch.equal(mixed.noise[:2], a.noise) and torch.equal(with_motion(a[[0]], a[[1]]).content, a.content[[0]])
+    assert (
+        torch.equal(mixed.content[:2], a.content[[0, 0]])
+        and torch.equal(mixed.noise[:2], a.noise)
+        and torch.equal(with_motion(a[[0]], a[[1]]).content, a.content[[0]])
+    )
 
 
 def test_clips_keep_their_place_in_the_batch_and_their_range(model):
@@ -243,19 +355,28 @@ def test_critics_noise_norm_and_length(shapes):
     assert torch.equal(critic(clips)[0], critic(clips)[0])
     assert not torch.equal(critic.train()(clips)[0], critic(clips)[0])
     convolutions = [m for m in critic.trunk if isinstance(m, torch.nn.Conv3d)]
-    assert convolutions and all(torch.nn.utils.parametrize.is_parametrized(m) for m in convolutions)
+    assert convolutions and all(
+        torch.nn.utils.parametrize.is_parametrized(m) for m in convolutions
+    )
     with pytest.raises(ValueError, match="16 frames"):
         critic(clips[:, :, :12])
 
 
 def test_losses_by_value():
     real, fake = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
-    torch.testing.assert_close(critic_loss(real, fake), torch.log1p(torch.exp(torch.tensor(-2.0))) + torch.log1p(torch.exp(torch.tensor(-1.0))))
+    torch.testing.assert_close(
+        critic_loss(real, fake),
+        torch.log1p(torch.exp(torch.tensor(-2.0))) + torch.log1p(torch.exp(torch.tensor(-1.0))),
+    )
     torch.testing.assert_close(generator_loss(fake), torch.log1p(torch.exp(torch.tensor(1.0))))
     clips = torch.arange(12.0).view(2, 1, 3, 2, 1)
-    assert torch.equal(one_frame(clips, torch.tensor([2, 0])), torch.stack([clips[0, :, 2], clips[1, :, 0]]))
+    assert torch.equal(
+        one_frame(clips, torch.tensor([2, 0])), torch.stack([clips[0, :, 2], clips[1, :, 0]])
+    )
     x = torch.ones(2, 1, 3, 1, 1, requires_grad=True)
-    torch.testing.assert_close(gradient_penalty((3 * x).sum((1, 2, 3, 4))[:, None], x), torch.tensor(13.5))
+    torch.testing.assert_close(
+        gradient_penalty((3 * x).sum((1, 2, 3, 4))[:, None], x), torch.tensor(13.5)
+    )
 
 
 def test_r1_average_decay_and_frame_step(shapes):
@@ -264,11 +385,21 @@ def test_r1_average_decay_and_frame_step(shapes):
         trainer = make_trainer(config, seed=0)
         trainer.fit(step_on(shapes, config), 2, progress=False)
         return trainer, trainer.networks["video_critic"].verdict.weight.detach()
+
     trainer, plain = critic_after(average=0.9)
     assert not torch.equal(plain, critic_after(average=0.9, r1=100.0)[1])
-    a, b = trainer.averaged["generator"].painter[0].weight, trainer.networks["generator"].painter[0].weight
-    assert not torch.equal(a, b) and trainer.optimisers["generator"].param_groups[0]["lr"] <= SMOKE.rate_generator
-    assert make_trainer(SMOKE).schedule is not None and make_trainer(replace(SMOKE, decay=False)).schedule is None
+    a, b = (
+        trainer.averaged["generator"].painter[0].weight,
+        trainer.networks["generator"].painter[0].weight,
+    )
+    assert (
+        not torch.equal(a, b)
+        and trainer.optimisers["generator"].param_groups[0]["lr"] <= SMOKE.rate_generator
+    )
+    assert (
+        make_trainer(SMOKE).schedule is not None
+        and make_trainer(replace(SMOKE, decay=False)).schedule is None
+    )
     with pytest.raises(ValueError):
         train(shapes, replace(SMOKE, frame_step=2), steps=1, progress=False)
 
@@ -283,12 +414,15 @@ def test_one_batch_of_fakes_or_three(shapes):
 
 
 def test_same_seed_same_start():
-    a, b, c = (make_trainer(SMOKE, seed=s).networks["generator"].painter[0].weight for s in (1, 1, 2))
+    a, b, c = (
+        make_trainer(SMOKE, seed=s).networks["generator"].painter[0].weight for s in (1, 1, 2)
+    )
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
 def test_a_black_model_is_empty(model):
     from vidcourse.mocogan.study import measure
+
     black = MoCoGAN(SMOKE)
     black.decode = lambda codes, at_once=64: -torch.ones(len(codes), 3, 16, 16, 16)
     assert measure(black, contents=3, motions=4)["empty"] == 1
@@ -296,13 +430,21 @@ def test_a_black_model_is_empty(model):
 
 # Who is shown what ------------------------------------------------------------------------------------------------------------------
 
+
 class Bystander:
     "A trainer that only writes down which loss was to be stepped down, for critics whose opinion is the mean brightness of what they see."
+
     step = 1
 
     def __init__(self, image: bool = True):
-        clip_opinion = lambda clips: (clips.mean((1, 2, 3, 4))[:, None], None)
-        self.networks = {"video_critic": clip_opinion} | ({"image_critic": lambda frames: 10 * frames.mean((1, 2, 3))[:, None]} if image else {})
+        def clip_opinion(clips):
+            return (clips.mean((1, 2, 3, 4))[:, None], None)
+
+        self.networks = {"video_critic": clip_opinion} | (
+            {"image_critic": lambda frames: 10 * frames.mean((1, 2, 3))[:, None]}
+            if image
+            else {}
+        )
         self.losses = {}
         self.autocast = contextlib.nullcontext
 
@@ -310,37 +452,96 @@ class Bystander:
         self.losses["+".join(names)] = float(loss)
 
 
-CLIP = torch.linspace(-1, 1, 4)[None, None, :, None, None].expand(2, 3, 4, 8, 8)          # frames from dark to bright; the mean is 0
+CLIP = torch.linspace(-1, 1, 4)[None, None, :, None, None].expand(
+    2, 3, 4, 8, 8
+)  # frames from dark to bright; the mean is 0
 FRAMES = torch.tensor([3, 3])
 
 
 def test_critics_see_real_clips_as_real_and_fakes_as_fakes():
     trainer = Bystander()
-    losses = critic_step(trainer, replace(SMOKE, category_loss="none"), CLIP + 0.5, None, CLIP - 0.25, CLIP - 0.75, FRAMES)
-    softplus = lambda x: float(np.log1p(np.exp(x)))
-    assert float(losses["video critic"]) == pytest.approx(softplus(-0.5) + softplus(-0.25), abs=1e-5)
-    assert float(losses["image critic"]) == pytest.approx(softplus(-15) + softplus(2.5), abs=1e-5), "the last frame, real 1.5 and fake 0.25, times ten"
-    assert trainer.losses["critics"] == pytest.approx(sum(map(float, losses.values())), abs=1e-5)
+    losses = critic_step(
+        trainer,
+        replace(SMOKE, category_loss="none"),
+        CLIP + 0.5,
+        None,
+        CLIP - 0.25,
+        CLIP - 0.75,
+        FRAMES,
+    )
+
+    def softplus(x):
+        return float(np.log1p(np.exp(x)))
+
+    assert float(losses["video critic"]) == pytest.approx(
+        softplus(-0.5) + softplus(-0.25), abs=1e-5
+    )
+    assert float(losses["image critic"]) == pytest.approx(
+        softplus(-15) + softplus(2.5), abs=1e-5
+    ), "the last frame, real 1.5 and fake 0.25, times ten"
+    assert trainer.losses["critics"] == pytest.approx(
+        sum(map(float, losses.values())), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("image", [True, False])
 def test_generator_listens_to_every_critic(image):
     trainer = Bystander(image)
-    losses = generator_step(trainer, replace(SMOKE, category_loss="none"), None, CLIP - 1, FRAMES)
+    losses = generator_step(
+        trainer, replace(SMOKE, category_loss="none"), None, CLIP - 1, FRAMES
+    )
     expected = np.log1p(np.exp(1)) + (np.log(2) if image else 0)
-    assert trainer.losses["generator"] == pytest.approx(expected, abs=1e-5) and float(losses["generator"]) == pytest.approx(expected, abs=1e-5)
+    assert trainer.losses["generator"] == pytest.approx(expected, abs=1e-5) and float(
+        losses["generator"]
+    ) == pytest.approx(expected, abs=1e-5)
 
 
 def test_control_score_before_and_after_matching(monkeypatch, model):
     asked = []
-    monkeypatch.setattr(mocogan_study, "motion_control_score", lambda clips, wanted, judge, match: asked.append((len(clips), wanted.tolist(), match)) or SimpleNamespace(score=float(match)))
-    assert mocogan_study.category_scores(model, None, 6, torch.Generator().manual_seed(0)) == {"mcs": 0.0, "mcs_matched": 1.0}
+    monkeypatch.setattr(
+        mocogan_study,
+        "motion_control_score",
+        lambda clips, wanted, judge, match: (
+            asked.append((len(clips), wanted.tolist(), match))
+            or SimpleNamespace(score=float(match))
+        ),
+    )
+    assert mocogan_study.category_scores(model, None, 6, torch.Generator().manual_seed(0)) == {
+        "mcs": 0.0,
+        "mcs_matched": 1.0,
+    }
     assert asked == [(6, [0, 1, 2, 3, 0, 1], match) for match in (False, True)]
 
 
 def test_study_writes_down_what_was_run(shapes, tmp_path):
     study = mocogan_study.study
-    records = study(shapes, SMOKE, ["no image critic"], steps=2, seeds=(3, 4), results=tmp_path / "r.json", progress=False)
-    assert [(r["recipe"], r["seed"], r["steps"], r["size"]) for r in records] == [("no image critic", 3, 2, 16), ("no image critic", 4, 2, 16)]
-    assert records[0]["losses"]["step"] == 2 and "image critic" in records[0]["losses"] and records == json.loads((tmp_path / "r.json").read_text())
-    assert study(shapes, SMOKE, ["no image critic"], steps=3, seeds=(3,), results=tmp_path / "r.json", progress=False)[-1]["steps"] == 3, "other steps are another run"
+    records = study(
+        shapes,
+        SMOKE,
+        ["no image critic"],
+        steps=2,
+        seeds=(3, 4),
+        results=tmp_path / "r.json",
+        progress=False,
+    )
+    assert [(r["recipe"], r["seed"], r["steps"], r["size"]) for r in records] == [
+        ("no image critic", 3, 2, 16),
+        ("no image critic", 4, 2, 16),
+    ]
+    assert (
+        records[0]["losses"]["step"] == 2
+        and "image critic" in records[0]["losses"]
+        and records == json.loads((tmp_path / "r.json").read_text())
+    )
+    assert (
+        study(
+            shapes,
+            SMOKE,
+            ["no image critic"],
+            steps=3,
+            seeds=(3,),
+            results=tmp_path / "r.json",
+            progress=False,
+        )[-1]["steps"]
+        == 3
+    ), "other steps are another run"

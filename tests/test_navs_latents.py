@@ -1,11 +1,24 @@
 "Learned latents of NAVS: what a reader would be bored by. The ideas are asserted in notebook 30."
+
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from vidcourse.navs import CONFIGS, ClipCodes, ClipDecoder, FrameGenerator, LatentCodes, Recurrent, into_ball, laplacian_loss, networks, pyramid, released_join
+from vidcourse.navs import (
+    CONFIGS,
+    ClipCodes,
+    ClipDecoder,
+    FrameGenerator,
+    LatentCodes,
+    Recurrent,
+    into_ball,
+    laplacian_loss,
+    networks,
+    pyramid,
+    released_join,
+)
 from vidcourse.navs.latents import blur, gaussian
 from vidcourse.systems import System
 from vidcourse.training import load_weights, save_weights
@@ -23,15 +36,26 @@ def decoder(**changes):
 def reach(out, codes):
     "Length of the gradient of each of `out` (t, ...) with respect to each of `codes` (k, d): (t, k)."
     weights = torch.randn(out.shape[1:], generator=torch.Generator().manual_seed(1))
-    return torch.stack([torch.autograd.grad((frame * weights).sum(), codes, retain_graph=True)[0].norm(dim=-1) for frame in out])
+    return torch.stack(
+        [
+            torch.autograd.grad((frame * weights).sum(), codes, retain_graph=True)[0].norm(
+                dim=-1
+            )
+            for frame in out
+        ]
+    )
 
 
 # Who depends on whom -----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_static_code_reaches_every_frame_and_time_runs_forward(recurrent):
     net, t = decoder(recurrent=recurrent), SMOKE.length
-    static, transient = torch.randn(1, SMOKE.static, requires_grad=True), torch.randn(t, SMOKE.transient, requires_grad=True)
+    static, transient = (
+        torch.randn(1, SMOKE.static, requires_grad=True),
+        torch.randn(t, SMOKE.transient, requires_grad=True),
+    )
     frames = net(ClipCodes(static, transient[None]))[0].transpose(0, 1)
     assert frames.shape == (t, 3, SMOKE.size, SMOKE.size)
     assert (reach(frames, static) > 0).all()
@@ -51,26 +75,38 @@ def test_both_kinds_of_codes_learn():
     net = decoder()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     adam = torch.optim.Adam(net.parameters(), 1e-2)
-    true = torch.rand(2, 3, SMOKE.length, SMOKE.size, SMOKE.size, generator=torch.Generator().manual_seed(2))
-    flat = lambda clips: clips.transpose(1, 2).flatten(0, 1)
+    true = torch.rand(
+        2, 3, SMOKE.length, SMOKE.size, SMOKE.size, generator=torch.Generator().manual_seed(2)
+    )
+
+    def flat(clips):
+        return clips.transpose(1, 2).flatten(0, 1)
+
     laplacian_loss(flat(net(net.codes(torch.tensor([0, 2])))), flat(true)).backward()
     used = {"static": [0, 1], "transient": [0, 1]}
     for name, rows in used.items():
         grown = getattr(net.codes, name).grad.flatten(1).norm(dim=1) > 0
-        assert grown.nonzero().flatten().tolist() == rows, name            # clips 0 and 2 own these; the others stay out of it
-    assert (net.codes.transient.grad[:2].norm(dim=-1) > 0).all()           # every frame's code
+        assert grown.nonzero().flatten().tolist() == rows, (
+            name
+        )  # clips 0 and 2 own these; the others stay out of it
+    assert (net.codes.transient.grad[:2].norm(dim=-1) > 0).all()  # every frame's code
     adam.step()
     assert all(not torch.equal(p, before[name]) for name, p in net.named_parameters())
 
 
 # Loss --------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_pyramid_loss_by_hand():
     "One white pixel in the middle of 8 x 8: 1 - 36/256 stays there and 220/256 goes around it; a quarter of it arrives in the 16 pixels of the next level."
     spot = torch.zeros(2, 3, 8, 8)
     spot[..., 3, 3] = 1
-    assert laplacian_loss(spot, torch.zeros_like(spot)).item() == pytest.approx(440 / 256 / 64 + 1 / 64)
-    assert laplacian_loss(torch.full((1, 3, 16, 16), 0.25), torch.zeros(1, 3, 16, 16)).item() == pytest.approx(0.25)
+    assert laplacian_loss(spot, torch.zeros_like(spot)).item() == pytest.approx(
+        440 / 256 / 64 + 1 / 64
+    )
+    assert laplacian_loss(
+        torch.full((1, 3, 16, 16), 0.25), torch.zeros(1, 3, 16, 16)
+    ).item() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("size, sizes", [(4, [4]), (8, [8, 4]), (64, [64, 32, 16, 8, 4])])
@@ -86,16 +122,25 @@ def test_loss_is_zero_for_equal_pictures_only():
     true = torch.rand(2, 3, 16, 16, generator=g)
     assert laplacian_loss(true, true.clone()) == 0
     line = torch.arange(16) % 2 * 2.0 - 1
-    for difference in (torch.full((16, 16), 0.01), line.expand(16, 16) * 0.01, line[:, None] * line * 0.01, torch.eye(16) * 0.01):
+    for difference in (
+        torch.full((16, 16), 0.01),
+        line.expand(16, 16) * 0.01,
+        line[:, None] * line * 0.01,
+        torch.eye(16) * 0.01,
+    ):
         assert laplacian_loss(true + difference, true) > 1e-4
-    assert laplacian_loss(true, true + 0.1).item() == pytest.approx(laplacian_loss(true + 0.1, true).item(), rel=1e-5)
+    assert laplacian_loss(true, true + 0.1).item() == pytest.approx(
+        laplacian_loss(true + 0.1, true).item(), rel=1e-5
+    )
 
 
 def test_blur_keeps_flat_pictures_and_removes_a_chessboard():
     assert torch.allclose(blur(torch.full((1, 2, 6, 6), 0.7)), torch.tensor(0.7))
     line = torch.arange(12) % 2 * 2.0 - 1
     assert blur((line[:, None] * line).expand(1, 3, 12, 12))[..., 2:-2, 2:-2].abs().max() < 1e-6
-    assert blur(line.expand(1, 1, 12, 12))[..., 2:-2].abs().max() < 1e-6      # stripes too, which a sum of two profiles would let through
+    assert (
+        blur(line.expand(1, 1, 12, 12))[..., 2:-2].abs().max() < 1e-6
+    )  # stripes too, which a sum of two profiles would let through
 
 
 def test_loss_of_unlike_shapes():
@@ -105,17 +150,24 @@ def test_loss_of_unlike_shapes():
 
 # Codes -------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_ball():
     codes = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
     pulled = into_ball(codes, 2.0)
     torch.testing.assert_close(pulled, torch.tensor([[1.2, 1.6], [0.3, 0.4], [0.0, 0.0]]))
     assert torch.equal(into_ball(codes, 0), codes)
     latents = LatentCodes(SMOKE)
-    assert latents.static.norm(dim=-1).max() <= 1 + 1e-6 and latents.transient.norm(dim=-1).max() <= 1 + 1e-6
+    assert (
+        latents.static.norm(dim=-1).max() <= 1 + 1e-6
+        and latents.transient.norm(dim=-1).max() <= 1 + 1e-6
+    )
     with torch.no_grad():
         latents.static *= 5
         latents.transient *= 5
-    static, way = latents.static, latents.static.detach() / latents.static.norm(dim=-1, keepdim=True)
+    static, way = (
+        latents.static,
+        latents.static.detach() / latents.static.norm(dim=-1, keepdim=True),
+    )
     latents.project_()
     assert latents.static is static and latents.static.requires_grad
     torch.testing.assert_close(latents.static.detach(), way.detach())
@@ -129,26 +181,41 @@ def test_ball():
 def test_pairs_say_who_owns_what():
     latents = decoder().codes
     codes = latents(torch.tensor([1, 4]))
-    assert len(codes) == 2 and torch.equal(codes.static, latents.static[[0, 2]]) and torch.equal(codes.transient, latents.transient[[3, 0]])
+    assert (
+        len(codes) == 2
+        and torch.equal(codes.static, latents.static[[0, 2]])
+        and torch.equal(codes.transient, latents.transient[[3, 0]])
+    )
     swapped = latents.cell(torch.tensor([2, 0]), torch.tensor([3, 0]))
-    assert torch.equal(swapped.static, latents.static[[2, 0]]) and torch.equal(swapped.transient, latents.transient[[3, 0]])
+    assert torch.equal(swapped.static, latents.static[[2, 0]]) and torch.equal(
+        swapped.transient, latents.transient[[3, 0]]
+    )
     one = swapped[[1]].to("cpu")
-    assert len(one) == 1 and torch.equal(one.static, latents.static[:1]) and torch.equal(one.transient, latents.transient[:1])
+    assert (
+        len(one) == 1
+        and torch.equal(one.static, latents.static[:1])
+        and torch.equal(one.transient, latents.transient[:1])
+    )
     assert "pairs" not in dict(latents.named_parameters())
 
 
 def test_released_join():
     "Numbers that say where they come from: static ones are 1, transient ones the frame they belong to."
-    joined = released_join(torch.ones(1, 56), torch.arange(16.0)[None, :, None].expand(1, 16, 200) + 2)
+    joined = released_join(
+        torch.ones(1, 56), torch.arange(16.0)[None, :, None].expand(1, 16, 200) + 2
+    )
     assert joined.shape == (1, 16, 256)
     assert (joined[0] == 1).sum(1).tolist() == [256, 256, 256, 128] + 12 * [0]
-    assert all((joined[0, k] == frame + 2).sum() == 16 for k in range(4, 16) for frame in range(16))
+    assert all(
+        (joined[0, k] == frame + 2).sum() == 16 for k in range(4, 16) for frame in range(16)
+    )
     static, transient = torch.randn(2, 3), torch.randn(2, 4, 5)
     matrix = torch.cat([static[:, :, None].expand(-1, -1, 4), transient.mT], 1)
     assert torch.equal(released_join(static, transient).flatten(1), matrix.flatten(1))
 
 
 # Networks ----------------------------------------------------------------------------------------------------------------------------
+
 
 def count(part):
     return sum(p.numel() for p in part.parameters())
@@ -157,9 +224,21 @@ def count(part):
 def test_released_sizes():
     with torch.device("meta"):
         parts = networks(CONFIGS["paper"])
-        assert count(FrameGenerator(replace(CONFIGS["paper"], size=128))) > count(parts["generator"])
-    assert [p.numel() for p in parts["generator"].parameters()] == [2_097_152, 2_097_152, 524_288, 131_072, 3_072]
-    assert count(parts["generator"]) == 4_852_736 and count(parts["recurrent"]) == 1_153_200 and count(parts["codes"]) == 3_256
+        assert count(FrameGenerator(replace(CONFIGS["paper"], size=128))) > count(
+            parts["generator"]
+        )
+    assert [p.numel() for p in parts["generator"].parameters()] == [
+        2_097_152,
+        2_097_152,
+        524_288,
+        131_072,
+        3_072,
+    ]
+    assert (
+        count(parts["generator"]) == 4_852_736
+        and count(parts["recurrent"]) == 1_153_200
+        and count(parts["codes"]) == 3_256
+    )
 
 
 @pytest.mark.parametrize("name", ["gpu", "laptop", "smoke"])
@@ -169,7 +248,7 @@ def test_configurations_decode(name):
         clip = net(net.codes(torch.tensor([0])))
     size = CONFIGS[name].size
     assert clip.shape == (1, 3, CONFIGS[name].length, size, size) and clip.abs().max() <= 1
-    assert clip.std() > 0.02                                                  # not a grey sheet to begin with
+    assert clip.std() > 0.02  # not a grey sheet to begin with
 
 
 def test_signal_survives_the_generator():
@@ -195,10 +274,13 @@ def test_choices_that_do_not_exist(field, value):
 
 def test_without_the_recurrent_unit():
     parts = networks(replace(SMOKE, recurrent=False))
-    assert isinstance(parts["recurrent"], nn.Identity) and isinstance(networks(SMOKE)["recurrent"], Recurrent)
+    assert isinstance(parts["recurrent"], nn.Identity) and isinstance(
+        networks(SMOKE)["recurrent"], Recurrent
+    )
 
 
 # Draws and files ---------------------------------------------------------------------------------------------------------------------
+
 
 def test_density_has_mean_and_covariance_of_the_codes():
     g = torch.Generator().manual_seed(0)
@@ -212,11 +294,24 @@ def test_density_has_mean_and_covariance_of_the_codes():
 def test_draws():
     net, g = decoder(), lambda: torch.Generator().manual_seed(3)
     codes = net.draw(6, generator=g())
-    assert codes.static.shape == (6, SMOKE.static) and codes.transient.shape == (6, SMOKE.length, SMOKE.transient)
-    assert not codes.static.requires_grad and codes.static.std(0).min() > 0 and codes.transient.std(0).min() > 0
-    assert codes.static.norm(dim=-1).max() < 1 + 1e-5 and codes.transient.norm(dim=-1).max() < 1 + 1e-5
+    assert codes.static.shape == (6, SMOKE.static) and codes.transient.shape == (
+        6,
+        SMOKE.length,
+        SMOKE.transient,
+    )
+    assert (
+        not codes.static.requires_grad
+        and codes.static.std(0).min() > 0
+        and codes.transient.std(0).min() > 0
+    )
+    assert (
+        codes.static.norm(dim=-1).max() < 1 + 1e-5
+        and codes.transient.norm(dim=-1).max() < 1 + 1e-5
+    )
     again = net.draw(6, generator=g())
-    assert torch.equal(again.static, codes.static) and torch.equal(again.transient, codes.transient)
+    assert torch.equal(again.static, codes.static) and torch.equal(
+        again.transient, codes.transient
+    )
     for length in (1, 3, SMOKE.length):
         assert torch.equal(net.draw(6, length, g()).transient, codes.transient[:, :length])
     assert net(net.draw(2, 3, g())).shape == (2, 3, 3, SMOKE.size, SMOKE.size)
@@ -224,7 +319,9 @@ def test_draws():
 
 @pytest.mark.parametrize("length", [0, -1, SMOKE.length + 1])
 def test_draws_of_another_length(length):
-    with pytest.raises(ValueError, match=f"asked for {length} frames; .* give 1 to {SMOKE.length} "):
+    with pytest.raises(
+        ValueError, match=f"asked for {length} frames; .* give 1 to {SMOKE.length} "
+    ):
         decoder().draw(1, length)
 
 
@@ -233,15 +330,25 @@ def test_codes_and_pairs_are_saved_with_the_networks(tmp_path):
     save_weights(tmp_path / "w.safetensors", net.state_dict())
     other.load_state_dict(load_weights(tmp_path / "w.safetensors")[0])
     assert {"codes.static", "codes.transient", "codes.pairs"} <= set(net.state_dict())
-    assert torch.equal(other.codes.pairs, net.codes.pairs) and torch.equal(other(other.codes(torch.arange(5))), net(net.codes(torch.arange(5))))
+    assert torch.equal(other.codes.pairs, net.codes.pairs) and torch.equal(
+        other(other.codes(torch.arange(5))), net(net.codes(torch.arange(5)))
+    )
 
 
 def test_a_system_of_it_saves_and_loads(tmp_path):
     class Sampler(System):
         name, Config, Generator = "navs", type(SMOKE), ClipDecoder
+
     system = Sampler(SMOKE, decoder())
     system.save(tmp_path / "w.safetensors", half=True)
     again = Sampler.load(tmp_path / "w.safetensors")
-    assert again.config == SMOKE and torch.equal(again.networks["generator"].codes.pairs, system.networks["generator"].codes.pairs)
-    g = lambda: torch.Generator().manual_seed(4)
-    torch.testing.assert_close(again.sample(2, 3, g()), system.sample(2, 3, g()), rtol=0, atol=0.02)
+    assert again.config == SMOKE and torch.equal(
+        again.networks["generator"].codes.pairs, system.networks["generator"].codes.pairs
+    )
+
+    def g():
+        return torch.Generator().manual_seed(4)
+
+    torch.testing.assert_close(
+        again.sample(2, 3, g()), system.sample(2, 3, g()), rtol=0, atol=0.02
+    )

@@ -1,4 +1,5 @@
 "33_navs_measured: the two scores by hand, study records."
+
 import json
 from dataclasses import replace
 
@@ -8,20 +9,31 @@ import torch
 from vidcourse.mocogan.study import shipped_study
 from vidcourse.navs import CONFIGS, hold_out, shapes_grid
 from vidcourse.navs.model import train
-from vidcourse.navs.study import RECIPES, frame_consistency, measure, motion_consistency, motion_feature, study
-from vidcourse.video import to_float
+from vidcourse.navs.study import (
+    RECIPES,
+    frame_consistency,
+    measure,
+    motion_consistency,
+    motion_feature,
+    study,
+)
 
 
 def clips(n=2, t=5, size=16, seed=0):
-    return torch.rand(n, 3, t, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (
+        torch.rand(n, 3, t, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    )
 
 
 def test_frame_consistency_compares_every_frame_with_the_first():
     from vidcourse.navs.model import ssim
+
     still = clips()[:, :, :1].expand(-1, -1, 5, -1, -1)
     assert frame_consistency(still) == pytest.approx(1, abs=1e-5)
     jump = still.clone()
-    jump[:, :, 2] = clips(seed=1)[:, :, 2]                       # one frame of the four later ones is another picture
+    jump[:, :, 2] = clips(seed=1)[
+        :, :, 2
+    ]  # one frame of the four later ones is another picture
     other = ssim(still[:, :, :1], jump[:, :, 2:3]).mean().item()
     assert frame_consistency(jump) == pytest.approx((3 + other) / 4, abs=1e-5) and other < 0.5
 
@@ -33,7 +45,9 @@ def test_motion_feature_counts_every_change_in_either_direction():
     flicker[:, :, 1::2] += 0.1
     once = still.clone()
     once[:, :, 2:] += 0.1
-    assert motion_feature(flicker).norm() == pytest.approx(4 * motion_feature(once).norm().item(), rel=1e-3)     # four changes against one
+    assert motion_feature(flicker).norm() == pytest.approx(
+        4 * motion_feature(once).norm().item(), rel=1e-3
+    )  # four changes against one
 
 
 def test_motion_consistency_by_hand():
@@ -54,21 +68,51 @@ def toys():
 
 def test_measure_tells_trained_from_held_out(toys):
     made, cells, held, config = toys
-    system = train(made.select(torch.where(~held)[0].numpy()), config, pairs=cells[~held], steps=2, progress=False)
+    system = train(
+        made.select(torch.where(~held)[0].numpy()),
+        config,
+        pairs=cells[~held],
+        steps=2,
+        progress=False,
+    )
     true = system.reconstruct().clamp(-1, 1)
     found = measure(system, true, system.exchange(*cells[held].T).clamp(-1, 1), cells[held])
-    assert found["mcs"] == -float("inf") and found["held_ssim"] == pytest.approx(1, abs=1e-3) and found["train_psnr"] > 60
+    assert (
+        found["mcs"] == -float("inf")
+        and found["held_ssim"] == pytest.approx(1, abs=1e-3)
+        and found["train_psnr"] > 60
+    )
     worse = measure(system, true.flip(2), true[:4], cells[held])
-    assert worse["train_psnr"] < 60 and worse["fcs"] == found["fcs"] and {"order_z", "order_r"} <= set(worse)
+    assert (
+        worse["train_psnr"] < 60
+        and worse["fcs"] == found["fcs"]
+        and {"order_z", "order_r"} <= set(worse)
+    )
 
 
 def test_study_records_what_it_changed(toys, tmp_path):
     made, cells, held, config = toys
     options = dict(steps=2, data="shapes", results=tmp_path / "study.json")
-    records = study(made, cells, held, config, ["all of it", "no triplet", "no recurrent unit"], seeds=(0, 1), **options)
-    assert [(r["recipe"], r["seed"], r["steps"], r["data"]) for r in records] == [(n, s, 2, "shapes") for n in ("all of it", "no triplet", "no recurrent unit") for s in (0, 1)]
-    assert all(r["losses"]["triplet"] == 0 for r in records[2:4]) and all(r["losses"]["triplet"] > 0 for r in records[:2])
-    assert all(r["order_z"] == r["order_r"] for r in records[4:])              # no unit: the answers are the codes
+    records = study(
+        made,
+        cells,
+        held,
+        config,
+        ["all of it", "no triplet", "no recurrent unit"],
+        seeds=(0, 1),
+        **options,
+    )
+    assert [(r["recipe"], r["seed"], r["steps"], r["data"]) for r in records] == [
+        (n, s, 2, "shapes")
+        for n in ("all of it", "no triplet", "no recurrent unit")
+        for s in (0, 1)
+    ]
+    assert all(r["losses"]["triplet"] == 0 for r in records[2:4]) and all(
+        r["losses"]["triplet"] > 0 for r in records[:2]
+    )
+    assert all(
+        r["order_z"] == r["order_r"] for r in records[4:]
+    )  # no unit: the answers are the codes
     assert (tmp_path / "study.json").read_text() == json.dumps(records, indent=1)
     before = (tmp_path / "study.json").read_bytes()
     study(made, cells, held, config, ["all of it"], seeds=(0, 1), **options)
@@ -77,10 +121,17 @@ def test_study_records_what_it_changed(toys, tmp_path):
 
 def test_every_recipe_is_a_configuration():
     for name, changes in RECIPES.items():
-        assert replace(CONFIGS["laptop"], **changes) != CONFIGS["laptop"] or name == "all of it", name
+        assert (
+            replace(CONFIGS["laptop"], **changes) != CONFIGS["laptop"] or name == "all of it"
+        ), name
 
 
 def test_shipped_records_hold_three_seeds_of_every_line():
     records = shipped_study("navs")
-    assert {(r["data"], r["recipe"], r["seed"]) for r in records} == {(d, n, s) for d in ("weizmann", "shapes") for n in RECIPES for s in range(3)}
-    assert len(records) == 6 * len(RECIPES) and len({(r["steps"], r["size"]) for r in records}) == 1
+    assert {(r["data"], r["recipe"], r["seed"]) for r in records} == {
+        (d, n, s) for d in ("weizmann", "shapes") for n in RECIPES for s in range(3)
+    }
+    assert (
+        len(records) == 6 * len(RECIPES)
+        and len({(r["steps"], r["size"]) for r in records}) == 1
+    )

@@ -1,4 +1,5 @@
 """vidcourse.perceptual: the small judges, their files, the scores made of them, and I3D against stored answers."""
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,9 @@ from vidcourse.training import load_weights
 from vidcourse.video import to_float
 
 try:
-    from jaxtyping import TypeCheckError as ShapeError       # raised earlier where the shape checks of jaxtyping are switched on
+    from jaxtyping import (
+        TypeCheckError as ShapeError,
+    )  # raised earlier where the shape checks of jaxtyping are switched on
 except ImportError:
     ShapeError = TypeError
 REFUSED = (ValueError, ShapeError)
@@ -26,7 +29,9 @@ def ramps(n=12, lengths=(20, 23), size=16, seed=0):
         frames = np.zeros((length, size, size, 3), np.uint8)
         for t in range(length):
             at = (start + t) % size
-            frames[t, at if label == 0 else slice(None), at if label == 1 else slice(None)] = rng.integers(150, 255)
+            frames[t, at if label == 0 else slice(None), at if label == 1 else slice(None)] = (
+                rng.integers(150, 255)
+            )
         clips.append(frames)
     return Clips.from_list(clips, labels, ("down", "right"))
 
@@ -38,12 +43,16 @@ def trained():
 
 class Answers(nn.Module):
     """A judge whose logits are written in the first pixel of each clip."""
+
     def __init__(self, classes=3):
         super().__init__()
         self.classes, self.weight = classes, nn.Parameter(torch.zeros(1))
 
     def forward(self, clips):
-        return nn.functional.one_hot(clips[:, 0, 0, 0, 0].long(), self.classes).float() + self.weight
+        return (
+            nn.functional.one_hot(clips[:, 0, 0, 0, 0].long(), self.classes).float()
+            + self.weight
+        )
 
 
 def told(classes):
@@ -65,30 +74,44 @@ def test_a_missing_file_names_the_command_only_where_one_fetches_it(tmp_path, mo
 
 # The classifier ----------------------------------------------------------------------------------------------------------------------
 
+
 def test_resize():
     x = torch.rand(2, 3, 4, 12, 10)
     assert p.resize(x, 6).shape == (2, 3, 4, 6, 6) and p.resize(x[..., :10, :], 10) is not None
     square = x[..., :10, :10]
-    assert p.resize(square, 10).data_ptr() == square.data_ptr()                              # untouched where it fits
+    assert p.resize(square, 10).data_ptr() == square.data_ptr()  # untouched where it fits
     edge = torch.zeros(1, 3, 2, 8, 8)
     edge[..., 0] = 1
-    assert p.resize(edge, 2)[..., 0].min() > 0.1                                             # smoothed: sampling would miss the column
+    assert p.resize(edge, 2)[..., 0].min() > 0.1  # smoothed: sampling would miss the column
     frames = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 3, 4, 8, 8)
-    assert torch.allclose(p.resize(frames, 4)[0, 0, :, 0, 0], torch.arange(4.0))             # time is left alone
+    assert torch.allclose(
+        p.resize(frames, 4)[0, 0, :, 0, 0], torch.arange(4.0)
+    )  # time is left alone
 
 
 def test_classifier_takes_any_size_and_length():
     network = p.VideoClassifier(("a", "b", "c"), size=16, width=4).eval()
     for shape in ((2, 3, 16, 16, 16), (1, 3, 5, 40, 24), (3, 3, 1, 16, 16)):
-        assert network(torch.zeros(shape)).shape == (shape[0], 3) and network.features(torch.zeros(shape)).shape == (shape[0], 16)
+        assert network(torch.zeros(shape)).shape == (shape[0], 3) and network.features(
+            torch.zeros(shape)
+        ).shape == (shape[0], 16)
 
 
 def test_augment_draws_once_a_clip_and_repeats_by_seed():
-    clip = torch.rand(4, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(4, 3, 6, 16, 16) * 2 - 1
-    g = lambda: torch.Generator().manual_seed(5)
+    clip = (
+        torch.rand(4, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(
+            4, 3, 6, 16, 16
+        )
+        * 2
+        - 1
+    )
+
+    def g():
+        return torch.Generator().manual_seed(5)
+
     out = p.augment(clip, g(), flip=True)
     assert torch.equal(out, p.augment(clip, g(), flip=True)) and not torch.allclose(out, clip)
-    assert torch.allclose(out, out[:, :, :1].expand_as(out), atol=1e-6)                      # no shake, no flicker
+    assert torch.allclose(out, out[:, :, :1].expand_as(out), atol=1e-6)  # no shake, no flicker
     assert out.min() >= -1 and out.max() <= 1
     assert torch.allclose(p.augment(clip, g(), shift=0.0, zoom=0.0, light=0.0), clip, atol=1e-5)
 
@@ -96,17 +119,36 @@ def test_augment_draws_once_a_clip_and_repeats_by_seed():
 def test_augment_mirrors_only_when_told():
     left = -torch.ones(64, 3, 2, 16, 16)
     left[..., :4] = 1
-    side = lambda x: (x[..., :8].mean((1, 2, 3, 4)) < x[..., 8:].mean((1, 2, 3, 4))).float().mean().item()
-    g = lambda: torch.Generator().manual_seed(0)
+
+    def side(x):
+        return (
+            (x[..., :8].mean((1, 2, 3, 4)) < x[..., 8:].mean((1, 2, 3, 4)))
+            .float()
+            .mean()
+            .item()
+        )
+
+    def g():
+        return torch.Generator().manual_seed(0)
+
     assert side(p.augment(left, g())) == 0 and 0.3 < side(p.augment(left, g(), flip=True)) < 0.7
 
 
 def test_windows_are_evenly_spaced_and_know_their_clip():
-    frames = np.arange(30, dtype=np.uint8)[:, None, None, None].repeat(3, -1).repeat(4, 1).repeat(4, 2)
+    frames = (
+        np.arange(30, dtype=np.uint8)[:, None, None, None]
+        .repeat(3, -1)
+        .repeat(4, 1)
+        .repeat(4, 2)
+    )
     clips = Clips.from_list([frames, frames[:9]], np.array([1, 0]), ("a", "b"))
     x, labels, owner = p.windows(clips, 4, step=2, each=3)
     starts = ((x[:, 0, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-    assert starts == [0, 11, 23, 0, 1, 2] and owner.tolist() == [0, 0, 0, 1, 1, 1] and labels.tolist() == [1, 1, 1, 0, 0, 0]
+    assert (
+        starts == [0, 11, 23, 0, 1, 2]
+        and owner.tolist() == [0, 0, 0, 1, 1, 1]
+        and labels.tolist() == [1, 1, 1, 0, 0, 0]
+    )
     assert ((x[0, 0, :, 0, 0] + 1) * 127.5).round().int().tolist() == [0, 2, 4, 6]
     with pytest.raises(ValueError, match="clip 1 has 9 frames"):
         p.windows(clips, 10)
@@ -114,14 +156,27 @@ def test_windows_are_evenly_spaced_and_know_their_clip():
 
 def test_training_learns_and_repeats_by_seed(trained):
     network, record = trained
-    assert record["held_out_accuracy"] > 0.9 and record["held_out_clips"] == 6 and not network.training
-    short = lambda seed: p.train_classifier(ramps(), steps=3, size=16, width=4, batch=4, seed=seed)[0].state_dict()
+    assert (
+        record["held_out_accuracy"] > 0.9
+        and record["held_out_clips"] == 6
+        and not network.training
+    )
+
+    def short(seed):
+        return p.train_classifier(ramps(), steps=3, size=16, width=4, batch=4, seed=seed)[
+            0
+        ].state_dict()
+
     a = short(1)
-    torch.manual_seed(99)                                                                     # whatever happened in between
+    torch.manual_seed(99)  # whatever happened in between
     before = torch.random.get_rng_state()
     b, c = short(1), short(2)
-    assert all(torch.equal(a[k], b[k]) for k in a) and any(not torch.equal(a[k], c[k]) for k in a)
-    assert torch.equal(before, torch.random.get_rng_state())                                  # nobody else's randomness is touched
+    assert all(torch.equal(a[k], b[k]) for k in a) and any(
+        not torch.equal(a[k], c[k]) for k in a
+    )
+    assert torch.equal(
+        before, torch.random.get_rng_state()
+    )  # nobody else's randomness is touched
 
 
 def test_training_needs_labels():
@@ -137,20 +192,34 @@ def test_in_batches_is_eval_mode_and_leaves_the_mode_alone(trained):
     assert network.training
     network.eval()
     with torch.no_grad():
-        assert torch.allclose(got, network(x), atol=1e-5) and torch.allclose(p.in_batches(network.features, x, 2), network.features(x), atol=1e-5)
+        assert torch.allclose(got, network(x), atol=1e-5) and torch.allclose(
+            p.in_batches(network.features, x, 2), network.features(x), atol=1e-5
+        )
     assert torch.equal(p.in_batches(lambda c: c.flatten(1), x, 2), x.flatten(1))
 
 
 # Files -------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_a_saved_classifier_comes_back(trained, tmp_path):
     network, record = trained
-    path = p.save_classifier(tmp_path / "deep" / "judge.safetensors", network, data="ramps", **record)
+    path = p.save_classifier(
+        tmp_path / "deep" / "judge.safetensors", network, data="ramps", **record
+    )
     again, facts = p.load_classifier(path)
-    assert facts["data"] == "ramps" and facts["held_out_accuracy"] == record["held_out_accuracy"] and again.classes == network.classes
-    assert all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items()) and not again.training
-    assert [f.name for f in path.parent.iterdir()] == ["judge.safetensors"]                   # nothing half-written is left
-    assert load_weights(path)[1] == facts                                                     # the loop's reader agrees
+    assert (
+        facts["data"] == "ramps"
+        and facts["held_out_accuracy"] == record["held_out_accuracy"]
+        and again.classes == network.classes
+    )
+    assert (
+        all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items())
+        and not again.training
+    )
+    assert [f.name for f in path.parent.iterdir()] == [
+        "judge.safetensors"
+    ]  # nothing half-written is left
+    assert load_weights(path)[1] == facts  # the loop's reader agrees
 
 
 def test_files_that_are_no_classifier(trained, tmp_path):
@@ -163,6 +232,7 @@ def test_files_that_are_no_classifier(trained, tmp_path):
     p.save_classifier(tmp_path / "newer.safetensors", network, format=2)
     p.save_classifier(tmp_path / "other.safetensors", network, system="mocogan")
     from safetensors.torch import save_file
+
     save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors")
     for name in ("pickle", "cut", "newer", "other", "bare"):
         with pytest.raises(ValueError, match=name):
@@ -172,7 +242,14 @@ def test_files_that_are_no_classifier(trained, tmp_path):
 @pytest.mark.parametrize("name", ["classifier_shapes32", "classifier_weizmann32"])
 def test_shipped_judges_say_what_they_are(name):
     network, facts = p.load_classifier(weights_file(name))
-    assert {"data", "held_out_accuracy", "held_out_clips", "steps", "seconds", "hardware"} <= set(facts)
+    assert {
+        "data",
+        "held_out_accuracy",
+        "held_out_clips",
+        "steps",
+        "seconds",
+        "hardware",
+    } <= set(facts)
     assert facts["held_out_accuracy"] > 0.9 and network.size == 32 and network.length == 16
 
 
@@ -181,7 +258,10 @@ def test_the_shipped_shapes_judge_is_right_on_new_shapes():
     network, _ = p.load_classifier(weights_file("classifier_shapes32"))
     assert network.classes == clips.label_names
     x, y, _ = p.windows(clips, 16)
-    assert p.accuracy(network, x, y) > 0.95 and p.accuracy(network, x[:, :, :1].expand_as(x), y) < 0.5
+    assert (
+        p.accuracy(network, x, y) > 0.95
+        and p.accuracy(network, x[:, :, :1].expand_as(x), y) < 0.5
+    )
 
 
 def test_the_shipped_weizmann_judge_on_people_it_never_saw(real_data):
@@ -195,10 +275,15 @@ def test_the_shipped_weizmann_judge_on_people_it_never_saw(real_data):
 
 # Scores ------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_motion_control_score():
     seen = [2, 2, 0, 1, 1, 1]
     score = p.motion_control_score(told(seen), torch.tensor([2, 2, 0, 0, 1, 1]), Answers())
-    assert abs(score.score - 5 / 6) < 1e-6 and score.seen.tolist() == seen and score.classes.tolist() == [0, 1, 2]
+    assert (
+        abs(score.score - 5 / 6) < 1e-6
+        and score.seen.tolist() == seen
+        and score.classes.tolist() == [0, 1, 2]
+    )
     assert score.table.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 2]]
     renamed = torch.tensor([0, 0, 1, 1, 2, 2])
     assert abs(p.motion_control_score(told(seen), renamed, Answers()).score - 1 / 6) < 1e-6
@@ -207,7 +292,9 @@ def test_motion_control_score():
 
 
 def test_motion_control_score_with_more_categories_than_classes():
-    score = p.motion_control_score(told([0, 1, 2, 2]), torch.tensor([4, 0, 1, 3]), Answers(), match=True)
+    score = p.motion_control_score(
+        told([0, 1, 2, 2]), torch.tensor([4, 0, 1, 3]), Answers(), match=True
+    )
     assert score.score == 0.75 and sorted(score.classes.tolist()) == [-1, -1, 0, 1, 2]
 
 
@@ -219,27 +306,41 @@ def test_fvd_is_the_distance_of_the_features_with_its_protocol(trained):
     with torch.no_grad():
         want = frechet_distance(network.features(a), network.features(b))
     assert abs(score.value - want) < 1e-4 * want + 1e-6
-    assert score.protocol == {"network": "VideoClassifier", "clips": "9 real, 7 fake", "frames": "16 and 12", "pixels": "16 and 20", "resized_to": 16}
+    assert score.protocol == {
+        "network": "VideoClassifier",
+        "clips": "9 real, 7 fake",
+        "frames": "16 and 12",
+        "pixels": "16 and 20",
+        "resized_to": 16,
+    }
     assert "9 real, 7 fake" in str(score) and p.fvd(a, a, network.features).value < 1e-6
 
 
 # I3D ---------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_same_padding_equals_tensorflows_rule():
     for length in range(1, 12):
         for kernel in (1, 2, 3, 7):
             for stride in (1, 2, 3):
-                padded = p.same_padding(torch.ones(1, 1, length, 1, 1), (kernel, 1, 1), (stride, 1, 1)).flatten()
+                padded = p.same_padding(
+                    torch.ones(1, 1, length, 1, 1), (kernel, 1, 1), (stride, 1, 1)
+                ).flatten()
                 places = (len(padded) - kernel) // stride + 1
                 assert places == -(-length // stride)
-                front, back = int((padded == 1).int().argmax()), int((padded.flip(0) == 1).int().argmax())
+                front, back = (
+                    int((padded == 1).int().argmax()),
+                    int((padded.flip(0) == 1).int().argmax()),
+                )
                 assert back - front in (0, 1) and len(padded) == front + length + back
 
 
 def test_i3d_has_the_published_shapes():
     with torch.device("meta"):
         network = p.I3D()
-        assert sum(q.numel() for q in network.parameters()) == 12_689_984        # batch normalisation folded in
+        assert (
+            sum(q.numel() for q in network.parameters()) == 12_689_984
+        )  # batch normalisation folded in
         for shape in ((1, 3, 16, 64, 64), (2, 3, 9, 50, 70)):
             assert network(torch.zeros(shape)).shape == (shape[0], 400)
         network.size = 112
@@ -253,7 +354,12 @@ def test_i3d_without_weights_says_what_to_do(tmp_path):
 
 def test_i3d_answers_as_stored(real_data):
     network = p.load_i3d(real_data("i3d_kinetics400_fp16.npz"))
-    clips, check = Clips.from_npz(real_data("weizmann64.npz")), np.load(real_data("i3d_check.npz"))
+    clips, check = (
+        Clips.from_npz(real_data("weizmann64.npz")),
+        np.load(real_data("i3d_check.npz")),
+    )
     x = to_float(np.stack([clips.clip(int(i))[:16] for i in check["clip_index"]]))
     logits = p.in_batches(network, x)
-    assert (logits - torch.from_numpy(check["logits"])).abs().max() < 1e-3 and logits.argmax(1).tolist() == [164, 333, 248]
+    assert (logits - torch.from_numpy(check["logits"])).abs().max() < 1e-3 and logits.argmax(
+        1
+    ).tolist() == [164, 333, 248]

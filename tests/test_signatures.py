@@ -1,11 +1,12 @@
 "The enforcement of signatures, which other tests rely on, is at work."
+
 import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
+from signatures import SignatureError, enforced, fits
 from torch import Tensor
 
-from signatures import SignatureError, enforced, fits
 from vidcourse.metrics import acd, frame_change
 from vidcourse.video import to_uint8
 
@@ -30,7 +31,9 @@ def test_arrays_are_checked_and_own_errors_pass():
 def test_unions_tuples_and_numbers():
     either = Float[Tensor, "n"] | Float[np.ndarray, "n"] | None
     assert fits(np.ones(2), either) and fits(None, either) and not fits(np.ones((2, 2)), either)
-    assert fits((1, torch.ones(2)), tuple[int, Float[Tensor, "n"]]) and not fits((1, torch.ones(2, 2)), tuple[int, Float[Tensor, "n"]])
+    assert fits((1, torch.ones(2)), tuple[int, Float[Tensor, "n"]]) and not fits(
+        (1, torch.ones(2, 2)), tuple[int, Float[Tensor, "n"]]
+    )
     assert fits([1, 2], Float[Tensor, "n"]), "a list is no array: functions may convert it"
 
 

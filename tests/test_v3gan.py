@@ -1,4 +1,5 @@
 "V3GAN: what a reader would be bored by. The mathematics is asserted in notebooks 20 to 22."
+
 from dataclasses import replace
 
 import pytest
@@ -6,11 +7,35 @@ import torch
 
 from vidcourse.data import load
 from vidcourse.shapes import background, mask, moving_shapes
-from vidcourse.v3gan import (CONFIGS, V3GAN, Layers, MaskingLayer, code_grid, composite, draw_codes, layer_scores, load_pretrained, mask_prior, networks, object_mask, train, with_background,
-                             with_motion)
+from vidcourse.v3gan import (
+    CONFIGS,
+    V3GAN,
+    Layers,
+    MaskingLayer,
+    code_grid,
+    composite,
+    draw_codes,
+    layer_scores,
+    load_pretrained,
+    mask_prior,
+    networks,
+    object_mask,
+    train,
+    with_background,
+    with_motion,
+)
 from vidcourse.v3gan.masking import PRIORS, binary_prior, cat_layers, l1_prior, seen_background
 from vidcourse.v3gan.model import draw_order, make_trainer, step_on
-from vidcourse.v3gan.networks import Block, Config, LayerCodes, Recurrent, count, motion_vectors, time_plan, widths
+from vidcourse.v3gan.networks import (
+    Block,
+    Config,
+    LayerCodes,
+    Recurrent,
+    count,
+    motion_vectors,
+    time_plan,
+    widths,
+)
 from vidcourse.v3gan.warping import MOTION_KINDS, Displacement, warp
 from vidcourse.video import to_float
 
@@ -20,6 +45,7 @@ KINDS = MOTION_KINDS
 
 class Fixed(torch.nn.Module):
     "A displacement that doesn't listen."
+
     def __init__(self, shift):
         super().__init__()
         self.shift = shift
@@ -35,26 +61,47 @@ def generator(**changes):
 
 def some_layers(n=3, t=4, size=8, seed=0):
     g = torch.Generator().manual_seed(seed)
-    uniform = lambda *shape: torch.rand(*shape, generator=g)
+
+    def uniform(*shape):
+        return torch.rand(*shape, generator=g)
+
     masks = (uniform(n, 1, t, 4, 4), uniform(n, 1, t, size, size))
-    return Layers(2 * uniform(n, 3, 1, size, size) - 1, 2 * uniform(n, 3, t, size, size) - 1, masks[-1], masks)
+    return Layers(
+        2 * uniform(n, 3, 1, size, size) - 1,
+        2 * uniform(n, 3, t, size, size) - 1,
+        masks[-1],
+        masks,
+    )
 
 
 @pytest.fixture(scope="module")
 def drawn():
     "Real clips with all their layers: the object's colour as a sheet, the drawn mask, the clean backdrop."
     data = moving_shapes(12, 16, 32, seed=8, backdrop="textured")
-    clips, true = to_float(data.frames), torch.tensor(mask(data.factors, data.times, 32))[:, None]
+    clips, true = (
+        to_float(data.frames),
+        torch.tensor(mask(data.factors, data.times, 32))[:, None],
+    )
     colour = clips.flatten(2)[torch.arange(12), :, true.flatten(1).argmax(1)]
-    return clips, Layers(to_float(background(data.factors, 32)[:, None]), colour[:, :, None, None, None].expand_as(clips), true)
+    return clips, Layers(
+        to_float(background(data.factors, 32)[:, None]),
+        colour[:, :, None, None, None].expand_as(clips),
+        true,
+    )
 
 
 # Layers ------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_composite_at_the_ends():
     l = some_layers()
-    assert torch.equal(composite(l.foreground, torch.ones_like(l.mask), l.background), l.foreground)
-    assert torch.equal(composite(l.foreground, torch.zeros_like(l.mask), l.background), l.background.expand_as(l.foreground))
+    assert torch.equal(
+        composite(l.foreground, torch.ones_like(l.mask), l.background), l.foreground
+    )
+    assert torch.equal(
+        composite(l.foreground, torch.zeros_like(l.mask), l.background),
+        l.background.expand_as(l.foreground),
+    )
 
 
 def test_gain_and_hard():
@@ -62,29 +109,57 @@ def test_gain_and_hard():
     assert l.gain(1) is l
     torch.testing.assert_close(l.gain(2).gain(0.5).mask, l.mask, rtol=1e-3, atol=2e-3)
     assert (l.gain(0).mask == 0.5).all() and (l.gain(-1).mask - (1 - l.mask)).abs().max() < 1e-4
-    assert set(l.hard().mask.unique().tolist()) == {0.0, 1.0} and torch.equal(l.hard(0.2).mask, (l.mask > 0.2).float())
-    solid = replace(l, mask=torch.cat([torch.zeros_like(l.mask[:, :, :2]), torch.ones_like(l.mask[:, :, 2:])], dim=2))
-    assert (solid.gain(0).mask == 0.5).all(), "0 times the infinite log-odds of a hard mask would be NaN"
-    assert solid.gain(5).mask.isfinite().all() and (solid.gain(5).mask - solid.mask).abs().max() < 1e-5
-    assert torch.equal(l.gain(7).foreground, l.foreground) and torch.equal(l.hard().background, l.background)
+    assert set(l.hard().mask.unique().tolist()) == {0.0, 1.0} and torch.equal(
+        l.hard(0.2).mask, (l.mask > 0.2).float()
+    )
+    solid = replace(
+        l,
+        mask=torch.cat(
+            [torch.zeros_like(l.mask[:, :, :2]), torch.ones_like(l.mask[:, :, 2:])], dim=2
+        ),
+    )
+    assert (solid.gain(0).mask == 0.5).all(), (
+        "0 times the infinite log-odds of a hard mask would be NaN"
+    )
+    assert (
+        solid.gain(5).mask.isfinite().all()
+        and (solid.gain(5).mask - solid.mask).abs().max() < 1e-5
+    )
+    assert torch.equal(l.gain(7).foreground, l.foreground) and torch.equal(
+        l.hard().background, l.background
+    )
 
 
 def test_picking_and_joining():
     l = some_layers()
     part = l[[2, 0]]
-    assert len(part) == 2 and torch.equal(part.video, l.video[[2, 0]]) and torch.equal(part.masks[0], l.masks[0][[2, 0]])
+    assert (
+        len(part) == 2
+        and torch.equal(part.video, l.video[[2, 0]])
+        and torch.equal(part.masks[0], l.masks[0][[2, 0]])
+    )
     back = cat_layers([l[:1], l[1:]])
-    assert torch.equal(back.video, l.video) and all(torch.equal(a, b) for a, b in zip(back.masks, l.masks)) and len(back.masks) == 2
+    assert (
+        torch.equal(back.video, l.video)
+        and all(torch.equal(a, b) for a, b in zip(back.masks, l.masks))
+        and len(back.masks) == 2
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 8, 8), (3, 3, 1, 8, 8), (1, 3, 8, 8)])
 def test_another_background(shape):
     l, picture = some_layers(), torch.rand(shape)
     other = l.over(picture)
-    assert torch.equal(other.mask, l.mask) and torch.equal(other.background[0, :, 0], picture.reshape(-1, 3, 8, 8)[0]) and other.background.shape == l.background.shape
+    assert (
+        torch.equal(other.mask, l.mask)
+        and torch.equal(other.background[0, :, 0], picture.reshape(-1, 3, 8, 8)[0])
+        and other.background.shape == l.background.shape
+    )
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8), (3, 3, 9, 8), (3, 1, 8, 8), (3, 3, 2, 8, 8)])
+@pytest.mark.parametrize(
+    "shape", [(3, 8, 8), (2, 3, 8, 8), (3, 3, 9, 8), (3, 1, 8, 8), (3, 3, 2, 8, 8)]
+)
 def test_a_background_that_does_not_fit(shape):
     with pytest.raises(ValueError, match="does not fit"):
         some_layers().over(torch.rand(shape))
@@ -92,7 +167,10 @@ def test_a_background_that_does_not_fit(shape):
 
 # Priors ------------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("value, l1, binary", [(0.0, 0, 0), (1.0, 1, 0), (0.5, 0.5, 1), (0.25, 0.25, 0.75)])
+
+@pytest.mark.parametrize(
+    "value, l1, binary", [(0.0, 0, 0), (1.0, 1, 0), (0.5, 0.5, 1), (0.25, 0.25, 0.75)]
+)
 def test_priors_at_the_extremes(value, l1, binary):
     m = torch.full((2, 1, 3, 4, 4), value)
     found = {kind: mask_prior(m, kind).item() for kind in PRIORS}
@@ -101,7 +179,10 @@ def test_priors_at_the_extremes(value, l1, binary):
 
 def test_priors_push_the_right_way():
     m = torch.tensor([0.2, 0.5, 0.8], requires_grad=True)
-    push = {kind: torch.autograd.grad(prior(m), m)[0].sign().tolist() for kind, prior in (("l1", l1_prior), ("binary", binary_prior))}
+    push = {
+        kind: torch.autograd.grad(prior(m), m)[0].sign().tolist()
+        for kind, prior in (("l1", l1_prior), ("binary", binary_prior))
+    }
     assert push == {"l1": [1, 1, 1], "binary": [1, 0, -1]}
 
 
@@ -112,44 +193,86 @@ def test_a_prior_that_is_not():
 
 # The rule and the scores -------------------------------------------------------------------------------------------------------------
 
+
 def test_scores_of_the_truth(drawn):
     clips, true = drawn
     scores = layer_scores(true)
     assert scores["mask_iou"] > 0.9 and scores["background_psnr"] > 50 and scores["empty"] == 0
     seen, known = seen_background(clips, object_mask(clips))
-    assert ((seen - true.background[:, :, 0]).abs() * known).max() < 0.06 and known.mean() > 0.99
+    assert (
+        (seen - true.background[:, :, 0]).abs() * known
+    ).max() < 0.06 and known.mean() > 0.99
 
 
 def test_scores_of_what_is_wrong(drawn):
     clips, true = drawn
     good = layer_scores(true)
-    lazy = layer_scores(Layers(torch.zeros_like(true.background), clips, torch.ones_like(true.mask)))
-    assert lazy["mask_iou"] < 0.3 and lazy["mask_mean"] == 1 and lazy["mask_softness"] == 0 and lazy["background_psnr"] < good["background_psnr"] - 20
+    lazy = layer_scores(
+        Layers(torch.zeros_like(true.background), clips, torch.ones_like(true.mask))
+    )
+    assert (
+        lazy["mask_iou"] < 0.3
+        and lazy["mask_mean"] == 1
+        and lazy["mask_softness"] == 0
+        and lazy["background_psnr"] < good["background_psnr"] - 20
+    )
     nothing = layer_scores(replace(true, mask=torch.zeros_like(true.mask)))
-    assert nothing["empty"] == 1 and nothing["mask_iou"] != nothing["mask_iou"], "no frame has an object: no overlap can be told"
-    buried = layer_scores(Layers(true.background, torch.ones_like(clips), torch.ones_like(true.mask)))
-    assert buried["background_psnr"] != buried["background_psnr"] and buried["mask_iou"] == 1, "the background never shows"
+    assert nothing["empty"] == 1 and nothing["mask_iou"] != nothing["mask_iou"], (
+        "no frame has an object: no overlap can be told"
+    )
+    buried = layer_scores(
+        Layers(true.background, torch.ones_like(clips), torch.ones_like(true.mask))
+    )
+    assert buried["background_psnr"] != buried["background_psnr"] and buried["mask_iou"] == 1, (
+        "the background never shows"
+    )
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_masking_layer_sees_features_and_mask(last):
     torch.manual_seed(0)
     layer = MaskingLayer(8, last=last).eval()
-    f, m = torch.randn(2, 8, 2, 4, 4, requires_grad=True), torch.rand(2, 1, 2, 4, 4, requires_grad=True)
+    f, m = (
+        torch.randn(2, 8, 2, 4, 4, requires_grad=True),
+        torch.rand(2, 1, 2, 4, 4, requires_grad=True),
+    )
     out = layer(f, m)
     out.square().sum().backward()
-    assert out.shape == (2, 1, 4, 8, 8) and 0 < out.min() and out.max() < 1 and f.grad.abs().sum() > 0 and m.grad.abs().sum() > 0
+    assert (
+        out.shape == (2, 1, 4, 8, 8)
+        and 0 < out.min()
+        and out.max() < 1
+        and f.grad.abs().sum() > 0
+        and m.grad.abs().sum() > 0
+    )
 
 
 # Configurations and lengths ----------------------------------------------------------------------------------------------------------
 
+
 def test_released_sizes():
     with torch.device("meta"):
         found = {name: count(net) for name, net in networks(CONFIGS["paper"]).items()}
-    assert found == {"generator": 21_515_299, "video_critic": 8_347_009, "image_critic": 2_764_737}
+    assert found == {
+        "generator": 21_515_299,
+        "video_critic": 8_347_009,
+        "image_critic": 2_764_737,
+    }
 
 
-@pytest.mark.parametrize("field, value", [("motion_kind", "shift"), ("mask_prior", "tv"), ("shuffle", "all"), ("size", 48), ("size", 8), ("length", 18), ("length", 12), ("length", 0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("motion_kind", "shift"),
+        ("mask_prior", "tv"),
+        ("shuffle", "all"),
+        ("size", 48),
+        ("size", 8),
+        ("length", 18),
+        ("length", 12),
+        ("length", 0),
+    ],
+)
 def test_impossible_configurations(field, value):
     with pytest.raises(ValueError):
         networks(replace(CONFIGS["paper"], **{field: value}))
@@ -163,20 +286,35 @@ def test_a_clip_too_short_for_the_critic():
 @pytest.mark.parametrize("name", ["paper", "gpu", "laptop", "smoke"])
 def test_configurations_fit_together(name):
     c = CONFIGS[name]
-    assert widths(c)[-1] == c.width and max(widths(c)) <= 8 * c.width and motion_vectors(c, c.length) == 1
+    assert (
+        widths(c)[-1] == c.width
+        and max(widths(c)) <= 8 * c.width
+        and motion_vectors(c, c.length) == 1
+    )
     moments = 1
     for kernel, stride, padding in time_plan(c):
         moments = (moments - 1) * stride - 2 * padding + kernel
     assert moments == c.length
 
 
-@pytest.mark.parametrize("size, length, nearest", [(64, 18, ("16", "20")), (32, 23, ("20", "24")), (16, 9, ("8", "10")), (64, 3, ("16", "20")), (16, 1, ("8", "10"))])
+@pytest.mark.parametrize(
+    "size, length, nearest",
+    [
+        (64, 18, ("16", "20")),
+        (32, 23, ("20", "24")),
+        (16, 9, ("8", "10")),
+        (64, 3, ("16", "20")),
+        (16, 1, ("8", "10")),
+    ],
+)
 def test_lengths_that_do_not_exist(size, length, nearest):
     with pytest.raises(ValueError, match=f"nearest lengths are {nearest[0]} and {nearest[1]}"):
         motion_vectors(replace(CONFIGS["paper"], size=size), length)
 
 
-@pytest.mark.parametrize("size, length, k", [(64, 16, 1), (64, 28, 4), (32, 20, 2), (16, 8, 1), (16, 14, 4)])
+@pytest.mark.parametrize(
+    "size, length, k", [(64, 16, 1), (64, 28, 4), (32, 20, 2), (16, 8, 1), (16, 14, 4)]
+)
 def test_lengths_that_do(size, length, k):
     c = replace(SMOKE, size=size, length=16 if size > 16 else 8)
     assert motion_vectors(c, length) == k
@@ -193,17 +331,24 @@ def test_warping_takes_any_length(length):
 
 def test_critics_refuse_other_lengths():
     nets = networks(SMOKE)
-    assert nets["video_critic"](torch.zeros(2, 3, 8, 16, 16)).shape == (2, 1) and nets["image_critic"](torch.zeros(2, 3, 16, 16)).shape == (2, 1)
+    assert nets["video_critic"](torch.zeros(2, 3, 8, 16, 16)).shape == (2, 1) and nets[
+        "image_critic"
+    ](torch.zeros(2, 3, 16, 16)).shape == (2, 1)
     with pytest.raises(ValueError, match="takes clips of 8 frames"):
         nets["video_critic"](torch.zeros(2, 3, 10, 16, 16))
 
 
-@pytest.mark.parametrize("kind, takes", [("add", False), ("warp_expanded", False), ("add_recurrent", False), ("warp", True)])
+@pytest.mark.parametrize(
+    "kind, takes",
+    [("add", False), ("warp_expanded", False), ("add_recurrent", False), ("warp", True)],
+)
 def test_lengths_of_the_kinds(kind, takes):
     c = Config(size=32, content=4, motion=3, width=2, critic_width=2, motion_kind=kind)
     net = networks(c)["generator"].eval()
     for length in (16, 20, 28):
-        assert motion_vectors(c, length) == (length if kind in ("warp", "add_recurrent") else (length - 12) // 4)
+        assert motion_vectors(c, length) == (
+            length if kind in ("warp", "add_recurrent") else (length - 12) // 4
+        )
         assert net(net.draw(2, length)).video.shape == (2, 3, length, 32, 32)
     for length in (1, 12, 15, 18, 23):
         if takes:
@@ -216,13 +361,31 @@ def test_lengths_of_the_kinds(kind, takes):
 def test_parameters_of_the_kinds():
     "By hand: a GRU has 3 h (m + h + 2), its first state h (m + 1); the streams after it as the kind needs them."
     c, m, h = CONFIGS["laptop"], CONFIGS["laptop"].motion, 4 * CONFIGS["laptop"].width
-    found = {kind: {name: count(part) for name, part in networks(replace(c, motion_kind=kind))["generator"].named_children()} for kind in KINDS}
-    gru, stages = 3 * h * (m + h + 2) + h * (m + 1), (4 * m * h + 3 * h) + 2 * (4 * h * h + 3 * h)
+    found = {
+        kind: {
+            name: count(part)
+            for name, part in networks(replace(c, motion_kind=kind))[
+                "generator"
+            ].named_children()
+        }
+        for kind in KINDS
+    }
+    gru, stages = (
+        3 * h * (m + h + 2) + h * (m + 1),
+        (4 * m * h + 3 * h) + 2 * (4 * h * h + 3 * h),
+    )
     blocks, wide = [found[kind]["blocks"] for kind in ("add", "add_recurrent")], widths(c)
     expanding = sum(4 * a * b + 3 * b for a, b in zip((m, *wide), wide[:-1]))
-    assert found["add_recurrent"]["recurrent"] == gru and blocks[1] - blocks[0] == sum(h * b + 3 * b for b in wide[:-1]) - expanding
-    assert found["warp"]["displacement"] - found["warp_expanded"]["displacement"] == gru - stages
-    assert {k: v for k, v in found["warp"].items() if k != "displacement"} == {k: v for k, v in found["warp_expanded"].items() if k != "displacement"}
+    assert (
+        found["add_recurrent"]["recurrent"] == gru
+        and blocks[1] - blocks[0] == sum(h * b + 3 * b for b in wide[:-1]) - expanding
+    )
+    assert (
+        found["warp"]["displacement"] - found["warp_expanded"]["displacement"] == gru - stages
+    )
+    assert {k: v for k, v in found["warp"].items() if k != "displacement"} == {
+        k: v for k, v in found["warp_expanded"].items() if k != "displacement"
+    }
 
 
 def test_names_of_parts_that_shipped_weights_rely_on():
@@ -233,13 +396,21 @@ def test_names_of_parts_that_shipped_weights_rely_on():
 
 # Codes -------------------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_seed_same_clip(kind):
     net = generator(motion_kind=kind).eval()
-    draw = lambda seed, length=8: net.draw(2, length, torch.Generator().manual_seed(seed))
-    assert torch.equal(net(draw(3)).video, net(draw(3)).video) and not torch.equal(net(draw(3)).video, net(draw(4)).video)
+
+    def draw(seed, length=8):
+        return net.draw(2, length, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(net(draw(3)).video, net(draw(3)).video) and not torch.equal(
+        net(draw(3)).video, net(draw(4)).video
+    )
     longer = draw(3, 12)
-    assert torch.equal(longer.motion[:, :draw(3).motion.shape[1]], draw(3).motion) and torch.equal(longer.background, draw(3).background)
+    assert torch.equal(
+        longer.motion[:, : draw(3).motion.shape[1]], draw(3).motion
+    ) and torch.equal(longer.background, draw(3).background)
 
 
 def turned(codes, k):
@@ -249,8 +420,19 @@ def turned(codes, k):
     return replace(codes, motion=motion)
 
 
-@pytest.mark.parametrize("kind, length, vectors, first", [("add", 8, 1, 0), ("warp_expanded", 8, 1, 0), ("add_recurrent", 8, 8, 5), ("warp", 8, 8, 7),
-                                                          ("add", 10, 2, 1), ("warp_expanded", 10, 2, 1), ("add_recurrent", 10, 10, 1), ("warp", 10, 10, 9)])
+@pytest.mark.parametrize(
+    "kind, length, vectors, first",
+    [
+        ("add", 8, 1, 0),
+        ("warp_expanded", 8, 1, 0),
+        ("add_recurrent", 8, 8, 5),
+        ("warp", 8, 8, 7),
+        ("add", 10, 2, 1),
+        ("warp_expanded", 10, 2, 1),
+        ("add_recurrent", 10, 10, 1),
+        ("warp", 10, 10, 9),
+    ],
+)
 def test_frames_that_the_last_motion_code_changes(kind, length, vectors, first):
     net = generator(motion_kind=kind)
     for _ in range(3):
@@ -277,7 +459,12 @@ def test_bad_requests(wrong):
 def test_mixing_codes():
     a, b = (draw_codes(n, 8, SMOKE, torch.Generator().manual_seed(n)) for n in (2, 3))
     grid = code_grid(a, b)
-    assert len(grid) == 6 and torch.equal(grid.foreground[4], a.foreground[1]) and torch.equal(grid.motion[4], b.motion[1]) and torch.equal(grid.background[4], a.background[1])
+    assert (
+        len(grid) == 6
+        and torch.equal(grid.foreground[4], a.foreground[1])
+        and torch.equal(grid.motion[4], b.motion[1])
+        and torch.equal(grid.background[4], a.background[1])
+    )
     for mix in (with_motion, with_background):
         with pytest.raises(ValueError, match="2 clips"):
             mix(a, b)
@@ -285,7 +472,13 @@ def test_mixing_codes():
 
 def test_a_shared_code_stays_shared():
     codes = draw_codes(4, 8, replace(SMOKE, shared_code=True))
-    assert codes.shared and codes[[1, 2]].shared and codes.to("cpu").shared and code_grid(codes).shared and with_motion(codes, codes[[3, 2, 1, 0]]).shared
+    assert (
+        codes.shared
+        and codes[[1, 2]].shared
+        and codes.to("cpu").shared
+        and code_grid(codes).shared
+        and with_motion(codes, codes[[3, 2, 1, 0]]).shared
+    )
     with pytest.raises(ValueError, match="shared_code=False"):
         with_background(codes, codes)
 
@@ -306,12 +499,19 @@ def test_only_the_background_changes(kind):
     net.eval()
     codes = net.draw(4)
     a, b = net(codes), net(with_background(codes, codes[[1, 2, 3, 0]]))
-    assert torch.equal(a.foreground, b.foreground) and torch.equal(a.mask, b.mask) and not torch.equal(a.background[0], b.background[0])
+    assert (
+        torch.equal(a.foreground, b.foreground)
+        and torch.equal(a.mask, b.mask)
+        and not torch.equal(a.background[0], b.background[0])
+    )
     moved = net(with_motion(codes, codes[[1, 2, 3, 0]]))
-    assert torch.equal(a.background, moved.background) and not torch.equal(a.foreground, moved.foreground)
+    assert torch.equal(a.background, moved.background) and not torch.equal(
+        a.foreground, moved.foreground
+    )
 
 
 # Networks ----------------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
@@ -321,14 +521,22 @@ def test_gradients_reach_every_parameter(kind, stream):
     clips = nets["generator"](nets["generator"].draw(4)).video
     (nets["video_critic"](clips).sum() + nets["image_critic"](clips[:, :, 3]).sum()).backward()
     for name, net in nets.items():
-        assert [f"{name}.{k}" for k, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+        assert [
+            f"{name}.{k}"
+            for k, p in net.named_parameters()
+            if p.grad is None or not p.grad.abs().sum() > 0
+        ] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_are_pictures_and_masks(kind):
     net = generator(motion_kind=kind)
     l = net(net.draw(4))
-    assert l.background.shape == (4, 3, 1, 16, 16) and l.background.abs().max() <= 1 and l.foreground.abs().max() <= 1
+    assert (
+        l.background.shape == (4, 3, 1, 16, 16)
+        and l.background.abs().max() <= 1
+        and l.foreground.abs().max() <= 1
+    )
     assert l.masks[-1] is l.mask and l.mask.min() >= 0 and l.mask.max() <= 1
     assert [m.shape[-1] for m in l.masks] == ([4, 8, 16] if kind.startswith("add") else [16])
 
@@ -345,7 +553,9 @@ def test_layers_are_float32_in_mixed_precision(kind):
     net = generator(motion_kind=kind)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         l = net(net.draw(4))
-    assert {x.dtype for x in (l.background, l.foreground, l.mask, *l.masks)} == {torch.float32} and l.video.isfinite().all()
+    assert {x.dtype for x in (l.background, l.foreground, l.mask, *l.masks)} == {
+        torch.float32
+    } and l.video.isfinite().all()
 
 
 @pytest.mark.parametrize("k", [4, 8])
@@ -354,7 +564,9 @@ def test_states_know_no_future(k):
     unit, codes = Recurrent(SMOKE, 12), draw_codes(3, 9, replace(SMOKE, motion_kind="warp"))
     states, others = (unit(c.motion)[..., 0, 0] for c in (codes, turned(codes, k)))
     assert states.shape == (3, 12, 9) and torch.equal(states[..., :k], others[..., :k])
-    assert ((states - others)[..., k:].abs().amax(1) > 1e-6).all(), "a code must be heard in its frame's state and, remembered, in those after it"
+    assert ((states - others)[..., k:].abs().amax(1) > 1e-6).all(), (
+        "a code must be heard in its frame's state and, remembered, in those after it"
+    )
 
 
 def test_the_layered_generator_hears_its_recurrent_unit():
@@ -363,7 +575,9 @@ def test_the_layered_generator_hears_its_recurrent_unit():
     usual = net(codes).video
     with torch.no_grad():
         net.recurrent.gru.weight_hh_l0.neg_()
-        assert ((net(codes).video - usual).abs().amax((0, 1, 3, 4)) > 0).all(), "another memory must make other frames"
+        assert ((net(codes).video - usual).abs().amax((0, 1, 3, 4)) > 0).all(), (
+            "another memory must make other frames"
+        )
 
 
 @pytest.mark.parametrize("moments, group", [(4, 4), (8, 2), (16, 1)])
@@ -372,7 +586,11 @@ def test_each_scale_takes_means_over_as_many_frames_as_it_needs(moments, group):
     time = {4: (4, 1, 0), 8: (4, 2, 1), 16: (4, 2, 1)}[moments]
     block = Block(5, 5, 7, 6, time=time, space=(4, 2, 1), recurrent=True).eval()
     before = {4: 1, 8: 4, 16: 8}[moments]
-    ins = torch.randn(2, 5, 1, 4, 4), torch.randn(2, 5, before, 4, 4), torch.rand(2, 1, before, 4, 4)
+    ins = (
+        torch.randn(2, 5, 1, 4, 4),
+        torch.randn(2, 5, before, 4, 4),
+        torch.rand(2, 1, before, 4, 4),
+    )
     states = torch.randn(2, 7, 16, 1, 1)
     means = states.unflatten(2, (moments, group)).mean(3)
     with torch.no_grad():
@@ -388,27 +606,42 @@ def test_shifts_of_both_kinds_of_state(kind):
     c = replace(SMOKE, motion_kind=kind)
     net = Displacement(c).eval()
     shift = net(1000 * draw_codes(3, 10, c).motion)
-    assert shift.shape == (3, 10, 2, 16, 16) and shift.abs().max() <= net.reach + net.bend and shift.isfinite().all()
+    assert (
+        shift.shape == (3, 10, 2, 16, 16)
+        and shift.abs().max() <= net.reach + net.bend
+        and shift.isfinite().all()
+    )
     assert shift.diff(dim=1).abs().max() > 0.01, "nothing moves"
     net.states = Fixed(torch.randn(3, 4 * c.width, 1, 1, 1).expand(-1, -1, 10, -1, -1))
-    assert net(draw_codes(3, 10, c).motion).diff(dim=1).abs().max() < 1e-6, "shifts are counted from the painted object: one state, one place"
+    assert net(draw_codes(3, 10, c).motion).diff(dim=1).abs().max() < 1e-6, (
+        "shifts are counted from the painted object: one state, one place"
+    )
 
 
 def test_every_transposed_convolution_is_normalised():
     for kind in KINDS:
         for module in generator(motion_kind=kind).modules():
             if isinstance(module, (torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)):
-                assert torch.nn.utils.parametrize.is_parametrized(module) and module.bias is not None
+                assert (
+                    torch.nn.utils.parametrize.is_parametrized(module)
+                    and module.bias is not None
+                )
 
 
 def test_start_of_the_weights():
     torch.manual_seed(0)
     nets = networks(replace(CONFIGS["laptop"], width=32))
     last = nets["generator"].blocks[-1]
-    assert abs(last.foreground[-1][0].weight.std() - 0.02) < 0.004 and abs(last.mask.close.weight.std() - 0.02) < 0.004
+    assert (
+        abs(last.foreground[-1][0].weight.std() - 0.02) < 0.004
+        and abs(last.mask.close.weight.std() - 0.02) < 0.004
+    )
     gain = last.foreground[0][1].weight
     assert 0.005 < gain.std() < 0.05 and abs(gain.mean() - 1) < 0.02
-    assert abs(nets["video_critic"].layers[2].parametrizations.weight.original.std() - 0.02) < 0.004
+    assert (
+        abs(nets["video_critic"].layers[2].parametrizations.weight.original.std() - 0.02)
+        < 0.004
+    )
 
 
 def test_warp_moves_by_whole_pixels():
@@ -418,7 +651,10 @@ def test_warp_moves_by_whole_pixels():
     moved = warp(x, shift)
     torch.testing.assert_close(moved[:, :, 0], x, rtol=0, atol=1e-5)
     torch.testing.assert_close(moved[:, :, 1, 1:, 2:], x[:, :, :-1, :-2], rtol=0, atol=1e-5)
-    assert warp(torch.ones_like(x), shift, "zeros")[:, :, 1, 0].abs().max() < 1e-5 and (warp(torch.ones_like(x), shift)[:, :, 1] - 1).abs().max() < 1e-5
+    assert (
+        warp(torch.ones_like(x), shift, "zeros")[:, :, 1, 0].abs().max() < 1e-5
+        and (warp(torch.ones_like(x), shift)[:, :, 1] - 1).abs().max() < 1e-5
+    )
 
 
 def test_object_and_mask_move_together():
@@ -428,7 +664,9 @@ def test_object_and_mask_move_together():
     net.displacement = Fixed(shift)
     l = net(codes)
     for layer in (l.foreground, l.mask):
-        torch.testing.assert_close(layer[:, :, 6, :, 4:], layer[:, :, 2, :, :-4], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            layer[:, :, 6, :, 4:], layer[:, :, 2, :, :-4], rtol=0, atol=1e-5
+        )
     assert l.mask[:, :, 6, :, :3].max() < 1e-5 < l.mask[:, :, 2].min()
 
 
@@ -436,30 +674,54 @@ def test_shifts_are_bounded_and_smooth():
     torch.manual_seed(0)
     net = generator(motion_kind="warp").displacement
     shift = net(1000 * torch.randn(3, 5, SMOKE.motion))
-    assert shift.shape == (3, 5, 2, 16, 16) and shift.abs().max() <= net.reach + net.bend and shift.isfinite().all()
+    assert (
+        shift.shape == (3, 5, 2, 16, 16)
+        and shift.abs().max() <= net.reach + net.bend
+        and shift.isfinite().all()
+    )
     assert shift.diff(dim=-1).abs().max() < 2 * net.bend
 
 
 # The game (notebook 22) -------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def textured():
     return load("shapes", n=12, size=16, length=10, seed=0, backdrop="textured")
 
 
-@pytest.mark.parametrize("changes", [{}, *(dict(motion_kind=kind) for kind in KINDS[1:]), dict(background_stream=False), dict(mask_prior="none"), dict(mask_prior="both"), dict(shuffle="released"),
-                                     dict(shuffle="global"), dict(shuffle="none"), dict(shared_code=True), dict(r1=0.1), dict(precision="bf16"), dict(average=0.0)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        *(dict(motion_kind=kind) for kind in KINDS[1:]),
+        dict(background_stream=False),
+        dict(mask_prior="none"),
+        dict(mask_prior="both"),
+        dict(shuffle="released"),
+        dict(shuffle="global"),
+        dict(shuffle="none"),
+        dict(shared_code=True),
+        dict(r1=0.1),
+        dict(precision="bf16"),
+        dict(average=0.0),
+    ],
+)
 def test_every_recipe_takes_a_step_and_samples(textured, changes):
     system = train(textured, replace(SMOKE, **changes), steps=2, progress=False)
     clips = system.sample(3, generator=torch.Generator().manual_seed(0))
-    assert clips.shape == (3, 3, 8, 16, 16) and clips.isfinite().all() and clips.abs().max() <= 1
+    assert (
+        clips.shape == (3, 3, 8, 16, 16) and clips.isfinite().all() and clips.abs().max() <= 1
+    )
 
 
 def test_layers_are_those_of_the_sample_and_portions_change_nothing():
     torch.manual_seed(0)
     system = V3GAN(SMOKE)
     layers = system.sample_layers(5, 12, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(system.sample(5, 12, torch.Generator().manual_seed(3)), layers.video)
+    torch.testing.assert_close(
+        system.sample(5, 12, torch.Generator().manual_seed(3)), layers.video
+    )
     codes = system.networks["generator"].draw(5, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(system.layers(codes, at_once=2).mask, system.layers(codes).mask)
 
@@ -468,12 +730,19 @@ def test_train_leaves_weights_and_resumes_alike(textured, tmp_path):
     config = replace(SMOKE, decay=False)
     whole = train(textured, config, steps=4, seed=3, progress=False)
     train(textured, config, steps=2, seed=3, out=tmp_path, progress=False)
-    resumed = train(textured, config, steps=4, seed=3, out=tmp_path, resume=True, progress=False)
-    for a, b in zip(whole.networks["generator"].state_dict().values(), resumed.networks["generator"].state_dict().values()):
+    resumed = train(
+        textured, config, steps=4, seed=3, out=tmp_path, resume=True, progress=False
+    )
+    for a, b in zip(
+        whole.networks["generator"].state_dict().values(),
+        resumed.networks["generator"].state_dict().values(),
+    ):
         assert torch.equal(a, b)
     loaded = V3GAN.load(tmp_path / "weights.safetensors")
     assert loaded.config == config
-    torch.testing.assert_close(*(s.sample(2, generator=torch.Generator().manual_seed(0)) for s in (loaded, resumed)))
+    torch.testing.assert_close(
+        *(s.sample(2, generator=torch.Generator().manual_seed(0)) for s in (loaded, resumed))
+    )
 
 
 def test_clips_of_another_size(textured):
@@ -484,17 +753,35 @@ def test_clips_of_another_size(textured):
 def test_generator_step_leaves_critics_alone(textured):
     config = replace(SMOKE, rate_critic=0.0)
     trainer = make_trainer(config, seed=0)
-    before = [p.detach().clone() for name in ("image_critic", "video_critic") for p in trainer.networks[name].parameters()]
+    before = [
+        p.detach().clone()
+        for name in ("image_critic", "video_critic")
+        for p in trainer.networks[name].parameters()
+    ]
     step_on(textured, config)(trainer)
-    assert all(torch.equal(a, b) for a, b in zip(before, [p for name in ("image_critic", "video_critic") for p in trainer.networks[name].parameters()]))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            before,
+            [
+                p
+                for name in ("image_critic", "video_critic")
+                for p in trainer.networks[name].parameters()
+            ],
+        )
+    )
 
 
 def test_the_prior_pulls_the_mask_down(textured):
     sizes = {}
     for weight in (0.0, 100.0):
-        config = replace(SMOKE, mask_weight=weight, mask_prior="l1", average=0.0, rate_generator=0.05)
+        config = replace(
+            SMOKE, mask_weight=weight, mask_prior="l1", average=0.0, rate_generator=0.05
+        )
         system = train(textured, config, steps=10, progress=False)
-        sizes[weight] = system.sample_layers(8, generator=torch.Generator().manual_seed(0)).mask.mean()
+        sizes[weight] = system.sample_layers(
+            8, generator=torch.Generator().manual_seed(0)
+        ).mask.mean()
     assert sizes[100.0] < 0.7 * sizes[0.0]
 
 
@@ -522,7 +809,9 @@ def test_shuffled_real_clips_are_called_fake(textured):
     losses = {}
     for shuffle in ("swap", "none"):
         config = replace(SMOKE, shuffle=shuffle)
-        losses[shuffle] = step_on(textured, config)(make_trainer(config, seed=0))["shuffled"].item()
+        losses[shuffle] = step_on(textured, config)(make_trainer(config, seed=0))[
+            "shuffled"
+        ].item()
     assert losses["none"] == 0 and abs(losses["swap"] - 0.693) < 0.2
     config = replace(SMOKE, rate_critic=2e-3, rate_generator=0.0, shuffle="global")
     trainer = make_trainer(config, seed=0)
@@ -530,7 +819,9 @@ def test_shuffled_real_clips_are_called_fake(textured):
     real = textured.batch(32, 8, torch.Generator().manual_seed(1))
     critic = trainer.networks["video_critic"]
     with torch.no_grad():
-        assert (critic(real) > critic(real[:, :, [4, 1, 6, 3, 0, 7, 2, 5]])).float().mean() > 0.75
+        assert (
+            critic(real) > critic(real[:, :, [4, 1, 6, 3, 0, 7, 2, 5]])
+        ).float().mean() > 0.75
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -539,7 +830,10 @@ def test_shipped_weights_separate(seed):
     assert system.config.motion_kind == "warp" and system.facts["seed"] == seed
     scores = layer_scores(system.sample_layers(32, generator=torch.Generator().manual_seed(8)))
     assert scores["mask_iou"] > 0.6 and scores["background_psnr"] > 22 and scores["empty"] < 0.1
-    assert system.sample(8, generator=torch.Generator().manual_seed(8)).diff(dim=2).abs().mean() > 0.005, "nothing moves"
+    assert (
+        system.sample(8, generator=torch.Generator().manual_seed(8)).diff(dim=2).abs().mean()
+        > 0.005
+    ), "nothing moves"
 
 
 def test_weights_that_do_not_ship():

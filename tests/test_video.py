@@ -1,5 +1,11 @@
 """vidcourse.video: layouts, files there and back, and every kind of bad input."""
-import errno, os, re, subprocess, sys, textwrap
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import textwrap
 from fractions import Fraction
 
 import av
@@ -9,10 +15,27 @@ import torch
 from PIL import Image
 
 from vidcourse import video
-from vidcourse.video import (apng, as_frames, atomic, decode, film_strip, fit, grid, in_order, read, show, strip, to_float, to_uint8, write)
+from vidcourse.video import (
+    apng,
+    as_frames,
+    atomic,
+    decode,
+    film_strip,
+    fit,
+    grid,
+    in_order,
+    read,
+    show,
+    strip,
+    to_float,
+    to_uint8,
+    write,
+)
 
 try:
-    from jaxtyping import TypeCheckError as ShapeError       # raised earlier where the shape checks of jaxtyping are switched on
+    from jaxtyping import (
+        TypeCheckError as ShapeError,
+    )  # raised earlier where the shape checks of jaxtyping are switched on
 except ImportError:
     ShapeError = TypeError
 
@@ -22,11 +45,14 @@ def clip():
     "A disc that moves over a ramp: uint8 (12, 32, 48, 3)."
     t, y, x = np.mgrid[:12, :32, :48]
     disc = np.hypot(y - 16, x - 8 - 2.5 * t) < 7
-    return np.stack([np.where(disc, 250, 20), np.where(disc, 120, 2 * y), 3 * x + t], -1).astype(np.uint8)
+    return np.stack(
+        [np.where(disc, 250, 20), np.where(disc, 120, 2 * y), 3 * x + t], -1
+    ).astype(np.uint8)
 
 
 class refuses:
     "ValueError whose text matches; or jaxtyping's own error where that came first."
+
     def __init__(self, pattern):
         self.pattern = pattern
 
@@ -41,6 +67,7 @@ class refuses:
 
 
 # ---- the two layouts
+
 
 def test_all_256_values_survive():
     values = np.arange(256, dtype=np.uint8).reshape(2, 8, 16, 1)
@@ -63,10 +90,18 @@ def test_rounding_is_to_the_nearest():
     assert to_uint8(x).item() == 100 and to_uint8(x + 0.2 / 127.5).item() == 101
 
 
-@pytest.mark.parametrize("bad, pattern", [
-    (torch.zeros(3, 4, 8, 8, dtype=torch.uint8), "float tensor.*uint8"), (np.zeros((3, 4, 8, 8), np.float32), "float tensor.*ndarray"),
-    (torch.zeros(4, 8, 8), r"\(4, 8, 8\)"), (torch.zeros(1, 1, 3, 4, 8, 8), "shape"), (torch.zeros(4, 3, 8, 8), "swapped"),
-    ("clip.mp4", "got str"), (None, "NoneType")])
+@pytest.mark.parametrize(
+    "bad, pattern",
+    [
+        (torch.zeros(3, 4, 8, 8, dtype=torch.uint8), "float tensor.*uint8"),
+        (np.zeros((3, 4, 8, 8), np.float32), "float tensor.*ndarray"),
+        (torch.zeros(4, 8, 8), r"\(4, 8, 8\)"),
+        (torch.zeros(1, 1, 3, 4, 8, 8), "shape"),
+        (torch.zeros(4, 3, 8, 8), "swapped"),
+        ("clip.mp4", "got str"),
+        (None, "NoneType"),
+    ],
+)
 def test_to_uint8_refuses(bad, pattern):
     with refuses(pattern):
         to_uint8(bad)
@@ -84,11 +119,20 @@ def test_to_uint8_refuses_values_that_are_no_picture():
     with refuses("clamp=True"):
         to_uint8(clips)
     assert to_uint8(clips, clamp=True).max() == 255
-    clips[0, 1, 2, 3] = 1 + 5e-5                                # what float arithmetic leaves over is no mistake
+    clips[0, 1, 2, 3] = 1 + 5e-5  # what float arithmetic leaves over is no mistake
     assert to_uint8(clips)[1, 2, 3, 0] == 255
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((4, 8, 8, 3), np.int64), torch.zeros(4, 8, 8, 3), [[1]]])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((4, 8, 8, 3)),
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((4, 8, 8, 3), np.int64),
+        torch.zeros(4, 8, 8, 3),
+        [[1]],
+    ],
+)
 def test_to_float_refuses(bad):
     with refuses("expected uint8 frames"):
         to_float(bad)
@@ -96,9 +140,12 @@ def test_to_float_refuses(bad):
 
 # ---- pages and strips
 
+
 def test_as_frames(clip):
     assert as_frames(clip).shape == (1, 12, 32, 48, 3)
-    assert np.array_equal(as_frames(to_float(clip))[0], clip) and np.array_equal(as_frames(torch.as_tensor(clip))[0], clip)
+    assert np.array_equal(as_frames(to_float(clip))[0], clip) and np.array_equal(
+        as_frames(torch.as_tensor(clip))[0], clip
+    )
     assert np.array_equal(as_frames(clip[..., :1])[0], clip[..., :1].repeat(3, -1))
     for bad in (clip.astype(float), clip[..., :2], clip[0], to_float(clip).bool(), "x"):
         with refuses("expected"):
@@ -111,7 +158,11 @@ def test_grid_and_film_strip(clip):
     clips = np.stack([clip, 255 - clip, clip[::-1]])
     page = grid(clips, columns=2)
     assert page.shape == (12, 66, 98, 3)
-    assert np.array_equal(page[:, :32, 50:], clips[1]) and np.array_equal(page[:, 34:, :48], clips[2]) and (page[:, 34:, 50:] == 255).all()
+    assert (
+        np.array_equal(page[:, :32, 50:], clips[1])
+        and np.array_equal(page[:, 34:, :48], clips[2])
+        and (page[:, 34:, 50:] == 255).all()
+    )
     assert np.array_equal(grid(clip), clip)
     image = film_strip(clips, every=5)
     assert image.shape == (96, 3 * 48, 3) and np.array_equal(image[32:64, 96:], clips[1, 10])
@@ -125,18 +176,24 @@ def test_show_and_strip(clip, monkeypatch):
     assert "image/png" in data and shown[1].data == "*a disc*"
     monkeypatch.setattr(video.plt, "show", lambda: shown.append(video.plt.gcf()))
     strip(clip, every=3, labels=["disc"])
-    assert [tick.get_text() for tick in shown[-1].axes[0].get_xticklabels()] == ["0", "3", "6", "9"]
+    assert [tick.get_text() for tick in shown[-1].axes[0].get_xticklabels()] == [
+        "0",
+        "3",
+        "6",
+        "9",
+    ]
     video.plt.close("all")
 
 
 def test_apng_keeps_every_frame(tmp_path):
-    still = np.full((6, 8, 8, 3), 7, np.uint8)                  # some encoders merge equal frames
+    still = np.full((6, 8, 8, 3), 7, np.uint8)  # some encoders merge equal frames
     path = tmp_path / "still.png"
     path.write_bytes(apng(still))
     assert path.read_bytes().startswith(b"\x89PNG") and np.array_equal(read(path), still)
 
 
 # ---- files there and back
+
 
 @pytest.mark.parametrize("suffix", [".npz", ".png", ".apng", ".PNG"])
 def test_exact_round_trip(tmp_path, clip, suffix):
@@ -146,9 +203,12 @@ def test_exact_round_trip(tmp_path, clip, suffix):
 
 @pytest.mark.parametrize("suffix, error", [(".mp4", 12), (".gif", 12)])
 def test_lossy_round_trip(tmp_path, clip, suffix, error):
-    still = np.concatenate([clip, clip[-1:].repeat(4, 0)])      # equal frames at the end must stay
+    still = np.concatenate([clip, clip[-1:].repeat(4, 0)])  # equal frames at the end must stay
     back = read(write(tmp_path / f"a{suffix}", still))
-    assert back.shape == still.shape and np.sqrt(((back.astype(float) - still) ** 2).mean()) < error
+    assert (
+        back.shape == still.shape
+        and np.sqrt(((back.astype(float) - still) ** 2).mean()) < error
+    )
 
 
 def test_gif_with_few_colours_is_exact(tmp_path, clip):
@@ -197,7 +257,9 @@ def test_folder_of_frames(tmp_path, clip):
         Image.fromarray(clip[k]).save(tmp_path / f"{k:03d}.png")
     (tmp_path / "notes.txt").write_text("not a frame")
     (tmp_path / ".hidden.png").write_text("nor this")
-    assert np.array_equal(read(tmp_path), clip) and np.array_equal(read(tmp_path, max_frames=5), clip[:5])
+    assert np.array_equal(read(tmp_path), clip) and np.array_equal(
+        read(tmp_path, max_frames=5), clip[:5]
+    )
     Image.fromarray(clip[0, :20]).save(tmp_path / "999.png")
     with pytest.raises(ValueError, match="different sizes"):
         read(tmp_path)
@@ -209,20 +271,33 @@ def test_folder_of_frames(tmp_path, clip):
 
 def test_frames_in_a_folder_come_in_the_order_of_their_numbers(tmp_path, clip):
     for k in range(12):
-        Image.fromarray(clip[k]).save(tmp_path / f"frame{k}.png")              # as text: 0, 1, 10, 11, 2, ...
-    assert np.array_equal(read(tmp_path), clip) and np.array_equal(read(tmp_path, max_frames=3), clip[:3])
+        Image.fromarray(clip[k]).save(
+            tmp_path / f"frame{k}.png"
+        )  # as text: 0, 1, 10, 11, 2, ...
+    assert np.array_equal(read(tmp_path), clip) and np.array_equal(
+        read(tmp_path, max_frames=3), clip[:3]
+    )
     for name in ("a10b2.png", "a10b1.png", "a9b3.png", "7.png", "²x.png", "07.png"):
         (tmp_path / "names" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "names" / name).touch()
-    assert [path.stem for path in in_order(tmp_path / "names")] == ["a9b3", "a10b1", "a10b2", "²x", "07", "7"]
+    assert [path.stem for path in in_order(tmp_path / "names")] == [
+        "a9b3",
+        "a10b1",
+        "a10b2",
+        "²x",
+        "07",
+        "7",
+    ]
 
 
 def test_size_and_max_frames(tmp_path, clip):
     path = write(tmp_path / "a.mp4", clip)
-    assert read(path, size=16, max_frames=3).shape == (3, 16, 16, 3) and read(path, size=(10, 20)).shape == (12, 10, 20, 3)
+    assert read(path, size=16, max_frames=3).shape == (3, 16, 16, 3) and read(
+        path, size=(10, 20)
+    ).shape == (12, 10, 20, 3)
     assert np.array_equal(read(path, max_frames=3), read(path)[:3])
     marked = np.zeros((1, 32, 48, 3), np.uint8)
-    marked[:, :, 8:40] = 255                                    # exactly the middle square
+    marked[:, :, 8:40] = 255  # exactly the middle square
     assert (fit(marked, 16) == 255).all() and np.array_equal(fit(clip, None), clip)
     for size in (0, (-1, 4)):
         with pytest.raises(ValueError, match="positive number of pixels"):
@@ -231,14 +306,27 @@ def test_size_and_max_frames(tmp_path, clip):
 
 def test_phone_videos_are_turned_upright(tmp_path, clip):
     data = bytearray(write(tmp_path / "a.mp4", clip).read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40                       # ISO 14496-12, track header, version 0
-    turned = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]     # show it turned by 90 degrees, clockwise
-    data[matrix:matrix + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in turned)
+    matrix = data.index(b"tkhd") + 4 + 40  # ISO 14496-12, track header, version 0
+    turned = [
+        0,
+        1 << 16,
+        0,
+        -1 << 16,
+        0,
+        0,
+        0,
+        0,
+        1 << 30,
+    ]  # show it turned by 90 degrees, clockwise
+    data[matrix : matrix + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in turned)
     (tmp_path / "b.mp4").write_bytes(data)
-    assert np.array_equal(read(tmp_path / "b.mp4"), np.rot90(read(tmp_path / "a.mp4"), -1, axes=(1, 2)))
+    assert np.array_equal(
+        read(tmp_path / "b.mp4"), np.rot90(read(tmp_path / "a.mp4"), -1, axes=(1, 2))
+    )
 
 
 # ---- files that are bad
+
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="lost.mp4 does not exist"):
@@ -260,9 +348,13 @@ def streamable_mp4(path, clip):
 @pytest.mark.parametrize("share", [0, 0.02, 0.3, 0.6, 0.9, 0.99])
 def test_truncated_mp4(tmp_path, front, share):
     noisy = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    whole = streamable_mp4(tmp_path / "a.mp4", noisy) if front else write(tmp_path / "a.mp4", noisy).read_bytes()
+    whole = (
+        streamable_mp4(tmp_path / "a.mp4", noisy)
+        if front
+        else write(tmp_path / "a.mp4", noisy).read_bytes()
+    )
     assert len(read(tmp_path / "a.mp4")) == 12
-    (tmp_path / "a.mp4").write_bytes(whole[:int(share * len(whole))])
+    (tmp_path / "a.mp4").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match="a.mp4.*(cut short|can't be read as a video)"):
         read(tmp_path / "a.mp4")
 
@@ -277,7 +369,7 @@ def test_truncated_avi(tmp_path, clip, share):
         file.mux(stream.encode())
     assert read(tmp_path / "a.avi").shape == clip.shape
     whole = (tmp_path / "a.avi").read_bytes()
-    (tmp_path / "a.avi").write_bytes(whole[:int(share * len(whole))])
+    (tmp_path / "a.avi").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match="a.avi.*(cut short|can't be read)"):
         read(tmp_path / "a.avi")
 
@@ -286,7 +378,7 @@ def test_truncated_avi(tmp_path, clip, share):
 @pytest.mark.parametrize("share", [0, 0.05, 0.3, 0.5, 0.8])
 def test_other_truncated_files(tmp_path, clip, suffix, share):
     path = write(tmp_path / f"a{suffix}", clip)
-    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(ValueError, match=f"a{suffix}"):
         read(path)
 
@@ -310,7 +402,9 @@ def test_a_web_page_under_a_wrong_name(tmp_path, suffix):
 def test_sound_without_pictures(tmp_path):
     with av.open(str(tmp_path / "a.wav"), "w") as file:
         stream = file.add_stream("pcm_s16le", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 800), np.int16), format="s16", layout="mono"
+        )
         frame.sample_rate = 8000
         file.mux(stream.encode(frame))
         file.mux(stream.encode())
@@ -320,7 +414,12 @@ def test_sound_without_pictures(tmp_path):
 
 def test_bad_archives(tmp_path):
     path = tmp_path / "a.npz"
-    for content in ({"video": np.zeros(3)}, {"frames": np.zeros((4, 8, 8, 3))}, {"frames": np.zeros((8, 8), np.uint8)}, {"frames": np.array([{}], object)}):
+    for content in (
+        {"video": np.zeros(3)},
+        {"frames": np.zeros((4, 8, 8, 3))},
+        {"frames": np.zeros((8, 8), np.uint8)},
+        {"frames": np.array([{}], object)},
+    ):
         np.savez(path, **content)
         with pytest.raises(ValueError, match="a.npz"):
             read(path)
@@ -333,9 +432,18 @@ def test_empty_folder(tmp_path):
 
 # ---- writing that fails
 
-@pytest.mark.parametrize("bad, pattern", [
-    (torch.full((3, 4, 8, 8), float("nan")), "768 of 768 values are NaN"), (torch.full((3, 4, 8, 8), 2.0), r"to_uint8\(clips, clamp=True\)"),
-    (np.zeros((4, 8, 8, 3)), "float64"), (np.zeros((8, 8, 3), np.uint8), r"\(8, 8, 3\)"), (np.zeros((0, 8, 8, 3), np.uint8), "nothing in it"), (None, "NoneType")])
+
+@pytest.mark.parametrize(
+    "bad, pattern",
+    [
+        (torch.full((3, 4, 8, 8), float("nan")), "768 of 768 values are NaN"),
+        (torch.full((3, 4, 8, 8), 2.0), r"to_uint8\(clips, clamp=True\)"),
+        (np.zeros((4, 8, 8, 3)), "float64"),
+        (np.zeros((8, 8, 3), np.uint8), r"\(8, 8, 3\)"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "nothing in it"),
+        (None, "NoneType"),
+    ],
+)
 def test_write_refuses_bad_clips(tmp_path, bad, pattern):
     for suffix in (".mp4", ".npz"):
         with refuses(pattern):
@@ -357,7 +465,9 @@ def test_folder_that_cannot_be_written(tmp_path, clip):
     assert (tmp_path / "file").read_text() == "I am no folder"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
 def test_read_only_folder(tmp_path, clip):
     tmp_path.chmod(0o500)
     try:
@@ -379,6 +489,7 @@ def test_full_disk(tmp_path, clip, monkeypatch):
         with open(self, "wb") as file:
             file.write(data[:100])
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(type(path), "write_bytes", full)
     with pytest.raises(OSError, match="could not write .*a.npz.*No space left") as caught:
         write(path, 255 - clip)
@@ -391,33 +502,42 @@ def test_file_size_limit_in_a_real_process(tmp_path):
     code = f"""
         import resource, signal, numpy as np
         from vidcourse.video import write
-        write({str(tmp_path / 'a.npz')!r}, np.zeros((2, 8, 8, 3), np.uint8))
+        write({str(tmp_path / "a.npz")!r}, np.zeros((2, 8, 8, 3), np.uint8))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-        try: write({str(tmp_path / 'a.npz')!r}, np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+        try: write({str(tmp_path / "a.npz")!r}, np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
         except OSError as error: print("refused:", error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "refused:" in done.stdout and "could not write" in done.stdout, done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"] and read(tmp_path / "a.npz").shape == (2, 8, 8, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"] and read(
+        tmp_path / "a.npz"
+    ).shape == (2, 8, 8, 3)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_interrupted_writing_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error):
-        with atomic(path) as temporary:
-            temporary.write_text("half")
-            assert temporary.parent == path.parent and temporary.suffix == ".txt" and path.read_text() == "old"
-            raise error
+    with pytest.raises(error), atomic(path) as temporary:
+        temporary.write_text("half")
+        assert (
+            temporary.parent == path.parent
+            and temporary.suffix == ".txt"
+            and path.read_text() == "old"
+        )
+        raise error
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_atomic_needs_a_file(tmp_path):
-    with pytest.raises(OSError, match="could not write"):
-        with atomic(tmp_path / "a.txt"):
-            pass
+    with pytest.raises(OSError, match="could not write"), atomic(tmp_path / "a.txt"):
+        pass
     assert not list(tmp_path.iterdir())
 
 
@@ -428,11 +548,12 @@ def test_decode_stops_early(tmp_path, clip):
 
 # ---- found by breaking the module on purpose
 
+
 def test_mp4_cut_between_two_frames(tmp_path, clip):
     whole = streamable_mp4(tmp_path / "a.mp4", clip)
     with av.open(str(tmp_path / "a.mp4")) as file:
         starts = sorted(packet.pos for packet in file.demux(video=0) if packet.size)
-    (tmp_path / "a.mp4").write_bytes(whole[:starts[8]])
+    (tmp_path / "a.mp4").write_bytes(whole[: starts[8]])
     with pytest.raises(ValueError, match="cut short: 8 of 12 frames"):
         read(tmp_path / "a.mp4")
 
@@ -459,10 +580,12 @@ def test_the_new_file_is_the_temporary_one_renamed(tmp_path):
 
 
 def test_fit_averages_and_keeps_the_middle(clip):
-    fine = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[None, :, :, None].repeat(3, -1)
+    fine = (
+        (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[None, :, :, None].repeat(3, -1)
+    )
     assert abs(fit(fine, 16)[0, 4:12, 4:12].astype(int) - 127).max() <= 8
     stripes = np.zeros((1, 64, 64, 3), np.uint8)
-    stripes[:, :, ::4] = 255                                    # without averaging: all black or all white
+    stripes[:, :, ::4] = 255  # without averaging: all black or all white
     assert abs(fit(stripes, 16).mean() - 64) < 16
     tall = np.zeros((1, 48, 32, 3), np.uint8)
     tall[:, 8:40] = 255
@@ -473,6 +596,7 @@ def test_archives_never_run_code(tmp_path):
     class Canary:
         def __reduce__(self):
             return open, (str(tmp_path / "ran"), "w")
+
     np.savez(tmp_path / "a.npz", frames=np.array([Canary()], object))
     with pytest.raises(ValueError, match="no archive of clips"):
         read(tmp_path / "a.npz")
@@ -483,7 +607,7 @@ def test_damaged_archive(tmp_path, clip):
     whole = write(tmp_path / "a.npz", clip).read_bytes()
     for place in range(200, 2000, 150):
         data = bytearray(whole)
-        data[place:place + 8] = bytes(255 - b for b in data[place:place + 8])
+        data[place : place + 8] = bytes(255 - b for b in data[place : place + 8])
         (tmp_path / "a.npz").write_bytes(data)
         with pytest.raises(ValueError, match="no archive of clips"):
             read(tmp_path / "a.npz")
@@ -495,4 +619,7 @@ def test_damaged_archive(tmp_path, clip):
 def test_animated_png_repeats_for_ever(clip):
     data = apng(clip)
     start = data.index(b"acTL") + 4
-    assert int.from_bytes(data[start:start + 4], "big") == 12 and int.from_bytes(data[start + 4:start + 8], "big") == 0
+    assert (
+        int.from_bytes(data[start : start + 4], "big") == 12
+        and int.from_bytes(data[start + 4 : start + 8], "big") == 0
+    )

@@ -1,4 +1,5 @@
 "Fetching over a local server that misbehaves: broken connections, damaged and replaced files, evil archives."
+
 import http.server
 import io
 import json
@@ -19,7 +20,7 @@ from vidcourse.files import ACTIONS, PEOPLE, download, fetch, fetch_weizmann, un
 from vidcourse.video import write
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))                      # data_scripts is not part of the package
+sys.path.insert(0, str(ROOT))  # data_scripts is not part of the package
 
 from data_scripts.weizmann import main  # noqa: E402
 
@@ -34,12 +35,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if mood == "busy":
             return self.send_error(503)
         if mood == "damaged":
-            data = data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 255]) + data[len(data) // 2 + 1:]
+            data = (
+                data[: len(data) // 2]
+                + bytes([data[len(data) // 2] ^ 255])
+                + data[len(data) // 2 + 1 :]
+            )
         self.send_response(200)
         if mood != "cut silently":
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data[:len(data) // 2] if mood.startswith(("cut", "hang")) else data)
+        self.wfile.write(data[: len(data) // 2] if mood.startswith(("cut", "hang")) else data)
         if mood == "hang":
             self.wfile.flush()
             server.hanging.set()
@@ -58,7 +63,9 @@ def videos(tmp, action):
             for t in range(len(clip)):
                 clip[t, 4:30, 38 + t % 5] = 250
             path = write(tmp / "film.mp4", clip)
-            archive.writestr(f"{'sub/' if p == 3 else ''}{person}_{action}.avi", path.read_bytes())
+            archive.writestr(
+                f"{'sub/' if p == 3 else ''}{person}_{action}.avi", path.read_bytes()
+            )
         archive.writestr("readme.txt", "not a film")
     return memory.getvalue()
 
@@ -90,13 +97,20 @@ def names(folder):
 
 def test_whole_run(server, tmp_path, capsys):
     assert main(["--out", str(tmp_path), "--base-url", server.url + "/"]) == 0
-    assert names(tmp_path) == ["weizmann.lock.json", "weizmann64.npz"] and not (tmp_path / "weizmann-archives").exists()
+    assert (
+        names(tmp_path) == ["weizmann.lock.json", "weizmann64.npz"]
+        and not (tmp_path / "weizmann-archives").exists()
+    )
     assert str(tmp_path / "weizmann64.npz") in capsys.readouterr().out
     clips = Clips.from_npz(tmp_path / "weizmann64.npz")
     assert len(clips) == 36 and clips.size == (64, 64) and clips.label_names == ACTIONS
-    assert clips.lengths.tolist() == [6 + p for p in range(9) for _ in range(4)] and clips.extra["person_names"].tolist() == list(PEOPLE)
+    assert clips.lengths.tolist() == [
+        6 + p for p in range(9) for _ in range(4)
+    ] and clips.extra["person_names"].tolist() == list(PEOPLE)
     columns = clips.clip(0).astype(float).std(0).mean((0, 2))
-    assert columns.max() > 20 and columns[-3:].max() < .5 * columns.max(), "the moving bar on the right was cut off"
+    assert columns.max() > 20 and columns[-3:].max() < 0.5 * columns.max(), (
+        "the moving bar on the right was cut off"
+    )
 
 
 def test_second_run_asks_nobody_and_force_verifies(server, tmp_path):
@@ -114,7 +128,10 @@ def test_second_run_asks_nobody_and_force_verifies(server, tmp_path):
 def test_broken_connection_is_tried_again(server, tmp_path, moods):
     server.moods[:] = moods
     path = download(server.url + "/bend.zip", tmp_path / "in", tmp_path / "lock.json")
-    assert path.read_bytes() == server.files["/db/bend.zip"] and len(server.asked) == len(moods) + 1
+    assert (
+        path.read_bytes() == server.files["/db/bend.zip"]
+        and len(server.asked) == len(moods) + 1
+    )
 
 
 def test_connection_that_never_holds(server, tmp_path, capsys):
@@ -127,10 +144,16 @@ def test_run_goes_on_where_it_was_interrupted(server, tmp_path):
     server.moods[:] = ["well", "well", "cut", "cut", "cut"]
     with pytest.raises(ConnectionError, match="wave1.zip"):
         fetch_weizmann(tmp_path, server.url)
-    assert names(tmp_path) == ["weizmann-archives/bend.zip", "weizmann-archives/jack.zip", "weizmann.lock.json"]
+    assert names(tmp_path) == [
+        "weizmann-archives/bend.zip",
+        "weizmann-archives/jack.zip",
+        "weizmann.lock.json",
+    ]
     server.asked.clear()
     fetch_weizmann(tmp_path, server.url)
-    assert server.asked == ["/db/wave1.zip", "/db/wave2.zip"] and "weizmann64.npz" in names(tmp_path)
+    assert server.asked == ["/db/wave1.zip", "/db/wave2.zip"] and "weizmann64.npz" in names(
+        tmp_path
+    )
 
 
 @pytest.mark.parametrize("mood", ["damaged", "cut silently"])
@@ -148,7 +171,9 @@ def test_what_differs_from_the_first_fetch_is_refused(server, tmp_path):
     path = download(server.url + "/bend.zip", tmp_path / "in", lock)
     recorded = lock.read_text()
     path.unlink()
-    server.files["/db/bend.zip"] = server.files["/db/jack.zip"]          # a sound archive, but another one
+    server.files["/db/bend.zip"] = server.files[
+        "/db/jack.zip"
+    ]  # a sound archive, but another one
     with pytest.raises(ValueError, match="not the file of the first fetch.*lock.json"):
         download(server.url + "/bend.zip", tmp_path / "in", lock)
     assert names(tmp_path) == ["lock.json"] and lock.read_text() == recorded
@@ -188,7 +213,10 @@ def test_broken_lock_file(server, tmp_path):
 
 def test_a_person_is_missing(server, tmp_path):
     memory = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(server.files["/db/jack.zip"])) as old, zipfile.ZipFile(memory, "w") as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(server.files["/db/jack.zip"])) as old,
+        zipfile.ZipFile(memory, "w") as new,
+    ):
         for info in old.infolist():
             new.writestr(info, old.read(info)) if "moshe" not in info.filename else None
     server.files["/db/jack.zip"] = memory.getvalue()
@@ -199,9 +227,15 @@ def test_a_person_is_missing(server, tmp_path):
 
 def test_a_video_is_broken(server, tmp_path):
     memory = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(server.files["/db/jack.zip"])) as old, zipfile.ZipFile(memory, "w") as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(server.files["/db/jack.zip"])) as old,
+        zipfile.ZipFile(memory, "w") as new,
+    ):
         for info in old.infolist():
-            new.writestr(info.filename, old.read(info)[:200] if "moshe" in info.filename else old.read(info))
+            new.writestr(
+                info.filename,
+                old.read(info)[:200] if "moshe" in info.filename else old.read(info),
+            )
     server.files["/db/jack.zip"] = memory.getvalue()
     with pytest.raises(ValueError, match="moshe_jack.avi"):
         fetch_weizmann(tmp_path, server.url)
@@ -212,6 +246,7 @@ def test_disk_full_while_writing(server, tmp_path, monkeypatch):
     def half(path, **arrays):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(np, "savez", half)
     with pytest.raises(OSError, match="No space left"):
         fetch_weizmann(tmp_path, server.url)
@@ -228,11 +263,24 @@ def make_zip(path, *entries):
     return path
 
 
-@pytest.mark.parametrize("entries, word", [
-    ([("../eli_bend.avi", b"x")], "leads out"), ([("a/../../eli_bend.avi", b"x")], "leads out"), ([("/tmp/eli_bend.avi", b"x")], "leads out"),
-    ([("..\\eli_bend.avi", b"x")], "leads out"), ([("C:/eli_bend.avi", b"x")], "leads out"), ([("eli_bend.avi", b"/etc/passwd", "link")], "leads out"),
-    ([("eli_bend.avi", b"x"), ("../notes.txt", b"x")], "leads out"), ([("eli_bend.avi", b"x"), ("b/eli_bend.avi", b"y")], "twice"), ([("eli_bend.avi", bytes(3000))], "more than the"),
-    ([("./../eli_bend.avi", b"x")], "leads out"), ([("a//../../eli_bend.avi", b"x")], "leads out"), ([("a/./../../eli_bend.avi", b"x")], "leads out"), ([("a/C:eli_bend.avi", b"x")], "leads out")])
+@pytest.mark.parametrize(
+    "entries, word",
+    [
+        ([("../eli_bend.avi", b"x")], "leads out"),
+        ([("a/../../eli_bend.avi", b"x")], "leads out"),
+        ([("/tmp/eli_bend.avi", b"x")], "leads out"),
+        ([("..\\eli_bend.avi", b"x")], "leads out"),
+        ([("C:/eli_bend.avi", b"x")], "leads out"),
+        ([("eli_bend.avi", b"/etc/passwd", "link")], "leads out"),
+        ([("eli_bend.avi", b"x"), ("../notes.txt", b"x")], "leads out"),
+        ([("eli_bend.avi", b"x"), ("b/eli_bend.avi", b"y")], "twice"),
+        ([("eli_bend.avi", bytes(3000))], "more than the"),
+        ([("./../eli_bend.avi", b"x")], "leads out"),
+        ([("a//../../eli_bend.avi", b"x")], "leads out"),
+        ([("a/./../../eli_bend.avi", b"x")], "leads out"),
+        ([("a/C:eli_bend.avi", b"x")], "leads out"),
+    ],
+)
 def test_evil_archives(tmp_path, entries, word):
     archive = make_zip(tmp_path / "evil.zip", *entries)
     with pytest.raises(ValueError, match=word):
@@ -241,8 +289,15 @@ def test_evil_archives(tmp_path, entries, word):
 
 
 def test_unpack_takes_only_what_was_asked_for(tmp_path):
-    archive = make_zip(tmp_path / "a.zip", ("deep/eli_bend.avi", b"film"), ("deep/x.sh", b"rm"), ("eli_bend.avi.exe", b"x"))
-    assert unpack(archive, tmp_path / "out", r"[a-z]+_bend\.avi") == {"eli_bend.avi": tmp_path / "out" / "eli_bend.avi"}
+    archive = make_zip(
+        tmp_path / "a.zip",
+        ("deep/eli_bend.avi", b"film"),
+        ("deep/x.sh", b"rm"),
+        ("eli_bend.avi.exe", b"x"),
+    )
+    assert unpack(archive, tmp_path / "out", r"[a-z]+_bend\.avi") == {
+        "eli_bend.avi": tmp_path / "out" / "eli_bend.avi"
+    }
     assert names(tmp_path / "out") == ["eli_bend.avi"]
 
 
@@ -254,8 +309,15 @@ def test_unknown_data_set():
 
 
 def test_help_teaches():
-    run = subprocess.run([sys.executable, str(ROOT / "data_scripts" / "weizmann.py"), "--help"], capture_output=True, text=True, cwd="/")
-    assert run.returncode == 0 and all(word in run.stdout for word in ("--base-url", "--out", "--lock", "SHA-256"))
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "data_scripts" / "weizmann.py"), "--help"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    assert run.returncode == 0 and all(
+        word in run.stdout for word in ("--base-url", "--out", "--lock", "SHA-256")
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -263,14 +325,24 @@ def test_help_teaches():
 def test_stopped_in_the_middle_of_a_download(server, tmp_path, number, status):
     "ctrl-C, or a kill, while an archive is half-way: nothing half-written under a final name, and the next run succeeds."
     server.moods[:] = ["well", "hang"]
-    command = [sys.executable, str(ROOT / "data_scripts" / "weizmann.py"), "--out", str(tmp_path), "--base-url", server.url]
+    command = [
+        sys.executable,
+        str(ROOT / "data_scripts" / "weizmann.py"),
+        "--out",
+        str(tmp_path),
+        "--base-url",
+        server.url,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.hanging.wait(60)
-    threading.Event().wait(.3)
+    threading.Event().wait(0.3)
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == status
-    assert {n for n in names(tmp_path) if Path(n).suffix in (".zip", ".npz", ".json")} == {"weizmann-archives/bend.zip", "weizmann.lock.json"}
+    assert {n for n in names(tmp_path) if Path(n).suffix in (".zip", ".npz", ".json")} == {
+        "weizmann-archives/bend.zip",
+        "weizmann.lock.json",
+    }
     assert list(json.loads((tmp_path / "weizmann.lock.json").read_text())) == ["bend.zip"]
     server.release.set()
     fetch_weizmann(tmp_path, server.url)
