@@ -159,14 +159,14 @@ def pictures() -> None:
             model.config.categories,
         )
         contents, motions = (
-            net.draw(rows, generator=g),
-            net.draw(2 * kinds, category=torch.arange(2 * kinds) % kinds, generator=g),
+            net.draw(rows, rng=g),
+            net.draw(2 * kinds, category=torch.arange(2 * kinds) % kinds, rng=g),
         )
         clips = to_uint8(model.decode(code_grid(contents, motions)).clamp(-1, 1))
         moving(f"mocogan_{name}", clips, 2 * kinds)
         write(images / f"mocogan_{name}_strip.png", large(clips[:4], 2))
     layers = v3gan.load_pretrained("shapes", 0).sample_layers(
-        4, generator=torch.Generator().manual_seed(2)
+        4, rng=torch.Generator().manual_seed(2)
     )
     still, grey = (
         layers.background.expand_as(layers.foreground),

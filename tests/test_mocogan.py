@@ -15,10 +15,10 @@ from vidcourse.course import weights_file
 from vidcourse.data import load
 from vidcourse.mocogan import CONFIGS, MoCoGAN, load_pretrained, networks
 from vidcourse.mocogan import study as mocogan_study
-from vidcourse.mocogan.latents import MotionWalk, code_grid, draw_codes, with_motion
+from vidcourse.mocogan.latents import MotionRNN, code_grid, draw_codes, with_motion
 from vidcourse.mocogan.model import (
-    critic_loss,
-    critic_step,
+    discriminator_loss,
+    discriminator_step,
     generator_loss,
     generator_step,
     gradient_penalty,
@@ -75,9 +75,9 @@ def test_bad_requests(model, wrong):
 
 def test_category_of_a_model_without():
     with pytest.raises(ValueError, match="without categories"):
-        MoCoGAN(replace(SMOKE, categories=0, category_loss="none", video_critic="full")).sample(
-            1, category=0
-        )
+        MoCoGAN(
+            replace(SMOKE, categories=0, category_loss="none", video_discriminator="full")
+        ).sample(1, category=0)
 
 
 def test_mixing_unequal_numbers():
@@ -90,9 +90,9 @@ def test_mixing_unequal_numbers():
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("image_critic", "big"),
+        ("image_discriminator", "big"),
         ("norm", "layer"),
-        ("category_into", "critic"),
+        ("category_into", "discriminator"),
         ("size", 48),
         ("length", 9),
     ],
@@ -107,8 +107,8 @@ def test_released_sizes():
         found = {name: count(net) for name, net in networks(CONFIGS["paper"]).items()}
     assert found == {
         "generator": 3_298_836,
-        "image_critic": 663_296,
-        "video_critic": 11_253_504,
+        "image_discriminator": 663_296,
+        "video_discriminator": 11_253_504,
     }
 
 
@@ -171,12 +171,12 @@ def test_labels_decide_the_categories(shapes):
         dict(category_loss="infogan"),
         dict(category_loss="released", weight_decay=1e-5),
         dict(category_loss="none"),
-        dict(image_critic="none"),
+        dict(image_discriminator="none"),
         dict(spectral=False, r1=0.1),
         dict(norm="batch", spectral=False, noise=0.1, fresh_fakes=True),
         dict(category_into="generator"),
         dict(average=0.0),
-        dict(video_critic="patch", category_loss="none"),
+        dict(video_discriminator="patch", category_loss="none"),
         dict(precision="bf16"),
     ],
 )
@@ -192,9 +192,9 @@ def test_every_recipe_takes_a_step(shapes, changes):
 def one_step(shapes, **changes):
     config = replace(SMOKE, **changes)
     trainer = make_trainer(config, seed=0)
-    before = trainer.networks["video_critic"].kind.weight.detach().clone()
+    before = trainer.networks["video_discriminator"].kind.weight.detach().clone()
     step_on(shapes, config)(trainer)
-    return before, trainer.networks["video_critic"].kind.weight.detach()
+    return before, trainer.networks["video_discriminator"].kind.weight.detach()
 
 
 def test_who_trains_the_category_head(shapes):
@@ -206,13 +206,14 @@ def test_who_trains_the_category_head(shapes):
     assert not torch.equal(*one_step(shapes, category_loss="labels"))
 
 
-def test_generator_step_leaves_critics_alone(shapes):
-    config = replace(SMOKE, rate_critic=0.0)
+def test_generator_step_leaves_discriminators_alone(shapes):
+    config = replace(SMOKE, rate_discriminator=0.0)
     trainer = make_trainer(config, seed=0)
-    before = [p.detach().clone() for p in trainer.networks["image_critic"].parameters()]
+    before = [p.detach().clone() for p in trainer.networks["image_discriminator"].parameters()]
     step_on(shapes, config)(trainer)
     assert all(
-        torch.equal(a, b) for a, b in zip(before, trainer.networks["image_critic"].parameters())
+        torch.equal(a, b)
+        for a, b in zip(before, trainer.networks["image_discriminator"].parameters())
     )
 
 
@@ -226,9 +227,7 @@ SEEDS = sorted(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_shipped_weights_move(seed):
-    clips = load_pretrained("shapes", seed).sample(
-        4, generator=torch.Generator().manual_seed(0)
-    )
+    clips = load_pretrained("shapes", seed).sample(4, rng=torch.Generator().manual_seed(0))
     assert clips.shape == (4, 3, 16, 32, 32) and clips.diff(dim=2).abs().mean() > 0.005
 
 
@@ -275,7 +274,7 @@ def test_noise_fades(shapes, step, sigma):
     trainer = make_trainer(config, seed=0)
     trainer.step = step
     step_on(shapes, config)(trainer)
-    for name in ("image_critic", "video_critic"):
+    for name in ("image_discriminator", "video_discriminator"):
         assert {
             round(m.sigma, 6)
             for m in trainer.networks[name].modules()
@@ -285,7 +284,7 @@ def test_noise_fades(shapes, step, sigma):
 
 def test_a_bounded_start_is_a_squashed_one():
     torch.manual_seed(0)
-    free, bounded = MotionWalk(3, 4, 2), MotionWalk(3, 4, 2, bounded_start=True)
+    free, bounded = MotionRNN(3, 4, 2), MotionRNN(3, 4, 2, bounded_start=True)
     bounded.load_state_dict(free.state_dict())
     codes = draw_codes(5, 6, content=3, motion=4, categories=2)
     torch.testing.assert_close(bounded(codes), free(replace(codes, start=codes.start.tanh())))
@@ -300,14 +299,14 @@ def test_study_adds_records_and_does_not_repeat(shapes, tmp_path):
     both = study(
         shapes,
         SMOKE,
-        ["all of it", "no image critic"],
+        ["all of it", "no image discriminator"],
         steps=1,
         results=results,
         progress=False,
     )
     assert both[:1] == first == json.loads(results.read_text())[:1] and [
         r["recipe"] for r in both
-    ] == ["all of it", "no image critic"]
+    ] == ["all of it", "no image discriminator"]
     assert list(tmp_path.iterdir()) == [results]
 
 
@@ -316,7 +315,7 @@ def test_study_adds_records_and_does_not_repeat(shapes, tmp_path):
 
 def test_each_frame_hears_its_own_noise():
     torch.manual_seed(0)
-    walk, codes = MotionWalk(3, 4), draw_codes(2, 6, content=3, motion=4)
+    walk, codes = MotionRNN(3, 4), draw_codes(2, 6, content=3, motion=4)
     noise = codes.noise.clone()
     noise[:, 3] += 1
     changed = (walk.motion(replace(codes, noise=noise)) - walk.motion(codes)).abs().sum(-1)
@@ -325,7 +324,7 @@ def test_each_frame_hears_its_own_noise():
 
 def test_what_stands_where_in_a_latent():
     codes = draw_codes(5, 3, content=3, motion=4, categories=2, category=1)
-    latent = MotionWalk(3, 4, 2, "generator")(codes)
+    latent = MotionRNN(3, 4, 2, "generator")(codes)
     assert torch.equal(latent[:, 1, :3], codes.content) and torch.equal(
         latent[:, 2, 3:5], torch.tensor([[0.0, 1.0]]).expand(5, 2)
     )
@@ -343,29 +342,32 @@ def test_grid_rows_are_contents():
 
 def test_clips_keep_their_place_in_the_batch_and_their_range(model):
     net = model.networks["generator"]
-    codes = net.draw(3, generator=torch.Generator().manual_seed(2))
+    codes = net.draw(3, rng=torch.Generator().manual_seed(2))
     with torch.no_grad():
         torch.testing.assert_close(net(codes)[:1], net(codes[[0]]))
-        assert net.painter(1000 * torch.randn(2, net.walk.width, 1, 1)).abs().max() <= 1
+        assert (
+            net.image_generator(1000 * torch.randn(2, net.motion_rnn.width, 1, 1)).abs().max()
+            <= 1
+        )
 
 
-def test_critics_noise_norm_and_length(shapes):
+def test_discriminators_noise_norm_and_length(shapes):
     clips = shapes.batch(2, 16, torch.Generator().manual_seed(0))
-    critic = networks(replace(SMOKE, noise=0.5))["video_critic"].eval()
-    assert torch.equal(critic(clips)[0], critic(clips)[0])
-    assert not torch.equal(critic.train()(clips)[0], critic(clips)[0])
-    convolutions = [m for m in critic.trunk if isinstance(m, torch.nn.Conv3d)]
+    discriminator = networks(replace(SMOKE, noise=0.5))["video_discriminator"].eval()
+    assert torch.equal(discriminator(clips)[0], discriminator(clips)[0])
+    assert not torch.equal(discriminator.train()(clips)[0], discriminator(clips)[0])
+    convolutions = [m for m in discriminator.trunk if isinstance(m, torch.nn.Conv3d)]
     assert convolutions and all(
         torch.nn.utils.parametrize.is_parametrized(m) for m in convolutions
     )
     with pytest.raises(ValueError, match="16 frames"):
-        critic(clips[:, :, :12])
+        discriminator(clips[:, :, :12])
 
 
 def test_losses_by_value():
     real, fake = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
     torch.testing.assert_close(
-        critic_loss(real, fake),
+        discriminator_loss(real, fake),
         torch.log1p(torch.exp(torch.tensor(-2.0))) + torch.log1p(torch.exp(torch.tensor(-1.0))),
     )
     torch.testing.assert_close(generator_loss(fake), torch.log1p(torch.exp(torch.tensor(1.0))))
@@ -380,17 +382,17 @@ def test_losses_by_value():
 
 
 def test_r1_average_decay_and_frame_step(shapes):
-    def critic_after(**changes):
+    def discriminator_after(**changes):
         config = replace(SMOKE, **changes)
         trainer = make_trainer(config, seed=0)
         trainer.fit(step_on(shapes, config), 2, progress=False)
-        return trainer, trainer.networks["video_critic"].verdict.weight.detach()
+        return trainer, trainer.networks["video_discriminator"].verdict.weight.detach()
 
-    trainer, plain = critic_after(average=0.9)
-    assert not torch.equal(plain, critic_after(average=0.9, r1=100.0)[1])
+    trainer, plain = discriminator_after(average=0.9)
+    assert not torch.equal(plain, discriminator_after(average=0.9, r1=100.0)[1])
     a, b = (
-        trainer.averaged["generator"].painter[0].weight,
-        trainer.networks["generator"].painter[0].weight,
+        trainer.averaged["generator"].image_generator[0].weight,
+        trainer.networks["generator"].image_generator[0].weight,
     )
     assert (
         not torch.equal(a, b)
@@ -415,7 +417,8 @@ def test_one_batch_of_fakes_or_three(shapes):
 
 def test_same_seed_same_start():
     a, b, c = (
-        make_trainer(SMOKE, seed=s).networks["generator"].painter[0].weight for s in (1, 1, 2)
+        make_trainer(SMOKE, seed=s).networks["generator"].image_generator[0].weight
+        for s in (1, 1, 2)
     )
     assert torch.equal(a, b) and not torch.equal(a, c)
 
@@ -432,7 +435,7 @@ def test_a_black_model_is_empty(model):
 
 
 class Bystander:
-    "A trainer that only writes down which loss was to be stepped down, for critics whose opinion is the mean brightness of what they see."
+    "A trainer that only writes down which loss was to be stepped down, for discriminators whose opinion is the mean brightness of what they see."
 
     step = 1
 
@@ -440,8 +443,8 @@ class Bystander:
         def clip_opinion(clips):
             return (clips.mean((1, 2, 3, 4))[:, None], None)
 
-        self.networks = {"video_critic": clip_opinion} | (
-            {"image_critic": lambda frames: 10 * frames.mean((1, 2, 3))[:, None]}
+        self.networks = {"video_discriminator": clip_opinion} | (
+            {"image_discriminator": lambda frames: 10 * frames.mean((1, 2, 3))[:, None]}
             if image
             else {}
         )
@@ -458,9 +461,9 @@ CLIP = torch.linspace(-1, 1, 4)[None, None, :, None, None].expand(
 FRAMES = torch.tensor([3, 3])
 
 
-def test_critics_see_real_clips_as_real_and_fakes_as_fakes():
+def test_discriminators_see_real_clips_as_real_and_fakes_as_fakes():
     trainer = Bystander()
-    losses = critic_step(
+    losses = discriminator_step(
         trainer,
         replace(SMOKE, category_loss="none"),
         CLIP + 0.5,
@@ -473,19 +476,19 @@ def test_critics_see_real_clips_as_real_and_fakes_as_fakes():
     def softplus(x):
         return float(np.log1p(np.exp(x)))
 
-    assert float(losses["video critic"]) == pytest.approx(
+    assert float(losses["video discriminator"]) == pytest.approx(
         softplus(-0.5) + softplus(-0.25), abs=1e-5
     )
-    assert float(losses["image critic"]) == pytest.approx(
+    assert float(losses["image discriminator"]) == pytest.approx(
         softplus(-15) + softplus(2.5), abs=1e-5
     ), "the last frame, real 1.5 and fake 0.25, times ten"
-    assert trainer.losses["critics"] == pytest.approx(
+    assert trainer.losses["discriminators"] == pytest.approx(
         sum(map(float, losses.values())), abs=1e-5
     )
 
 
 @pytest.mark.parametrize("image", [True, False])
-def test_generator_listens_to_every_critic(image):
+def test_generator_listens_to_every_discriminator(image):
     trainer = Bystander(image)
     losses = generator_step(
         trainer, replace(SMOKE, category_loss="none"), None, CLIP - 1, FRAMES
@@ -501,7 +504,7 @@ def test_control_score_before_and_after_matching(monkeypatch, model):
     monkeypatch.setattr(
         mocogan_study,
         "motion_control_score",
-        lambda clips, wanted, judge, match: (
+        lambda clips, wanted, classifier, match: (
             asked.append((len(clips), wanted.tolist(), match))
             or SimpleNamespace(score=float(match))
         ),
@@ -518,26 +521,26 @@ def test_study_writes_down_what_was_run(shapes, tmp_path):
     records = study(
         shapes,
         SMOKE,
-        ["no image critic"],
+        ["no image discriminator"],
         steps=2,
         seeds=(3, 4),
         results=tmp_path / "r.json",
         progress=False,
     )
     assert [(r["recipe"], r["seed"], r["steps"], r["size"]) for r in records] == [
-        ("no image critic", 3, 2, 16),
-        ("no image critic", 4, 2, 16),
+        ("no image discriminator", 3, 2, 16),
+        ("no image discriminator", 4, 2, 16),
     ]
     assert (
         records[0]["losses"]["step"] == 2
-        and "image critic" in records[0]["losses"]
+        and "image discriminator" in records[0]["losses"]
         and records == json.loads((tmp_path / "r.json").read_text())
     )
     assert (
         study(
             shapes,
             SMOKE,
-            ["no image critic"],
+            ["no image discriminator"],
             steps=3,
             seeds=(3,),
             results=tmp_path / "r.json",

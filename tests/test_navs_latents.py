@@ -293,7 +293,7 @@ def test_density_has_mean_and_covariance_of_the_codes():
 
 def test_draws():
     net, g = decoder(), lambda: torch.Generator().manual_seed(3)
-    codes = net.draw(6, generator=g())
+    codes = net.draw(6, rng=g())
     assert codes.static.shape == (6, SMOKE.static) and codes.transient.shape == (
         6,
         SMOKE.length,
@@ -308,7 +308,7 @@ def test_draws():
         codes.static.norm(dim=-1).max() < 1 + 1e-5
         and codes.transient.norm(dim=-1).max() < 1 + 1e-5
     )
-    again = net.draw(6, generator=g())
+    again = net.draw(6, rng=g())
     assert torch.equal(again.static, codes.static) and torch.equal(
         again.transient, codes.transient
     )

@@ -42,7 +42,7 @@ def trained():
 
 
 class Answers(nn.Module):
-    """A judge whose logits are written in the first pixel of each clip."""
+    """A classifier whose logits are written in the first pixel of each clip."""
 
     def __init__(self, classes=3):
         super().__init__()
@@ -204,7 +204,7 @@ def test_in_batches_is_eval_mode_and_leaves_the_mode_alone(trained):
 def test_a_saved_classifier_comes_back(trained, tmp_path):
     network, record = trained
     path = p.save_classifier(
-        tmp_path / "deep" / "judge.safetensors", network, data="ramps", **record
+        tmp_path / "deep" / "classifier.safetensors", network, data="ramps", **record
     )
     again, facts = p.load_classifier(path)
     assert (
@@ -217,7 +217,7 @@ def test_a_saved_classifier_comes_back(trained, tmp_path):
         and not again.training
     )
     assert [f.name for f in path.parent.iterdir()] == [
-        "judge.safetensors"
+        "classifier.safetensors"
     ]  # nothing half-written is left
     assert load_weights(path)[1] == facts  # the loop's reader agrees
 

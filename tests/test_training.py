@@ -48,8 +48,8 @@ def toy(seed=0, norm=True, drop=0.1, **options):
     return Trainer({"G": G, "D": D}, optimisers, **options)
 
 def step(t, poison=None):
-    x = t.shard(torch.rand(8, 1, 8, 8, generator=t.generator))
-    z = t.shard(torch.randn(8, 4, generator=t.generator))
+    x = t.shard(torch.rand(8, 1, 8, 8, generator=t.rng))
+    z = t.shard(torch.randn(8, 4, generator=t.rng))
     if poison is not None: x = x * poison
     with t.autocast():
         fake = t.networks["G"](z)
@@ -61,7 +61,7 @@ def step(t, poison=None):
 
 def everything(t):
     memory = {f"{n}/{k}": v for n, o in t.optimisers.items() for k, v in optimiser_tensors(o).items()}
-    return {**named_tensors(t), **memory, "generator": t.generator.get_state()}
+    return {**named_tensors(t), **memory, "rng": t.rng.get_state()}
 """
 exec(TOY)
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -490,9 +490,9 @@ def test_looking_does_not_change_the_run(tmp_path, unbroken):
     def look(t):
         seen.append(t.step)
         torch.rand(3)
-        torch.rand(3, generator=t.generator)
+        torch.rand(3, generator=t.rng)
         return (
-            t.averaged["G"](torch.randn(2, 4, generator=t.generator))[:, :, None].expand(
+            t.averaged["G"](torch.randn(2, 4, generator=t.rng))[:, :, None].expand(
                 2, 3, 2, 8, 8
             )
         ).clamp(-1, 1)
@@ -538,7 +538,7 @@ def test_a_bad_batch_leaves_no_trace(poison):
     t.fit(step, 3, progress=False)
     before = {k: v.clone() for k, v in everything(t).items() if k != "generator"}
 
-    def only_critic(t):
+    def only_discriminator(t):
         loss = (
             softplus(-t.networks["D"](torch.full((8, 1, 8, 8), poison))).mean()
             + 0 * t.networks["G"](torch.full((8, 4), poison)).mean()
@@ -546,7 +546,7 @@ def test_a_bad_batch_leaves_no_trace(poison):
         assert math.isnan(t.update(loss, "D"))
         return {"d": loss}
 
-    t.fit(only_critic, 4, progress=False)
+    t.fit(only_discriminator, 4, progress=False)
     after = everything(t)
     for k in before:
         if not k.startswith("averaged"):
@@ -598,7 +598,7 @@ def test_clipping_and_gradients_only_where_asked():
         < 1e-3
     )
     assert all(p.grad is None for p in t.networks["D"].parameters()), (
-        "the critic gets no gradient from the generator's loss"
+        "the discriminator gets no gradient from the generator's loss"
     )
 
 

@@ -255,8 +255,8 @@ def test_released_sizes():
         found = {name: count(net) for name, net in networks(CONFIGS["paper"]).items()}
     assert found == {
         "generator": 21_515_299,
-        "video_critic": 8_347_009,
-        "image_critic": 2_764_737,
+        "video_discriminator": 8_347_009,
+        "image_discriminator": 2_764_737,
     }
 
 
@@ -278,7 +278,7 @@ def test_impossible_configurations(field, value):
         networks(replace(CONFIGS["paper"], **{field: value}))
 
 
-def test_a_clip_too_short_for_the_critic():
+def test_a_clip_too_short_for_the_discriminator():
     with pytest.raises(ValueError, match="at least 13"):
         networks(replace(CONFIGS["paper"], motion_kind="warp", length=12))
 
@@ -329,13 +329,13 @@ def test_warping_takes_any_length(length):
     assert net(net.draw(2, length)).video.shape == (2, 3, length, 16, 16)
 
 
-def test_critics_refuse_other_lengths():
+def test_discriminators_refuse_other_lengths():
     nets = networks(SMOKE)
-    assert nets["video_critic"](torch.zeros(2, 3, 8, 16, 16)).shape == (2, 1) and nets[
-        "image_critic"
+    assert nets["video_discriminator"](torch.zeros(2, 3, 8, 16, 16)).shape == (2, 1) and nets[
+        "image_discriminator"
     ](torch.zeros(2, 3, 16, 16)).shape == (2, 1)
     with pytest.raises(ValueError, match="takes clips of 8 frames"):
-        nets["video_critic"](torch.zeros(2, 3, 10, 16, 16))
+        nets["video_discriminator"](torch.zeros(2, 3, 10, 16, 16))
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_critics_refuse_other_lengths():
     [("add", False), ("warp_expanded", False), ("add_recurrent", False), ("warp", True)],
 )
 def test_lengths_of_the_kinds(kind, takes):
-    c = Config(size=32, content=4, motion=3, width=2, critic_width=2, motion_kind=kind)
+    c = Config(size=32, content=4, motion=3, width=2, discriminator_width=2, motion_kind=kind)
     net = networks(c)["generator"].eval()
     for length in (16, 20, 28):
         assert motion_vectors(c, length) == (
@@ -438,7 +438,7 @@ def test_frames_that_the_last_motion_code_changes(kind, length, vectors, first):
     for _ in range(3):
         net(net.draw(8))
     net.eval()
-    codes = net.draw(4, length, generator=torch.Generator().manual_seed(0))
+    codes = net.draw(4, length, rng=torch.Generator().manual_seed(0))
     assert codes.motion.shape == (4, vectors, SMOKE.motion)
     change = (net(turned(codes, -1)).video - net(codes).video).abs().amax((0, 1, 3, 4))
     assert (change[:first] == 0).all() and (change[first:] > 0).all()
@@ -519,7 +519,10 @@ def test_gradients_reach_every_parameter(kind, stream):
     torch.manual_seed(0)
     nets = networks(replace(SMOKE, motion_kind=kind, background_stream=stream))
     clips = nets["generator"](nets["generator"].draw(4)).video
-    (nets["video_critic"](clips).sum() + nets["image_critic"](clips[:, :, 3]).sum()).backward()
+    (
+        nets["video_discriminator"](clips).sum()
+        + nets["image_discriminator"](clips[:, :, 3]).sum()
+    ).backward()
     for name, net in nets.items():
         assert [
             f"{name}.{k}"
@@ -639,7 +642,7 @@ def test_start_of_the_weights():
     gain = last.foreground[0][1].weight
     assert 0.005 < gain.std() < 0.05 and abs(gain.mean() - 1) < 0.02
     assert (
-        abs(nets["video_critic"].layers[2].parametrizations.weight.original.std() - 0.02)
+        abs(nets["video_discriminator"].layers[2].parametrizations.weight.original.std() - 0.02)
         < 0.004
     )
 
@@ -709,7 +712,7 @@ def textured():
 )
 def test_every_recipe_takes_a_step_and_samples(textured, changes):
     system = train(textured, replace(SMOKE, **changes), steps=2, progress=False)
-    clips = system.sample(3, generator=torch.Generator().manual_seed(0))
+    clips = system.sample(3, rng=torch.Generator().manual_seed(0))
     assert (
         clips.shape == (3, 3, 8, 16, 16) and clips.isfinite().all() and clips.abs().max() <= 1
     )
@@ -722,7 +725,7 @@ def test_layers_are_those_of_the_sample_and_portions_change_nothing():
     torch.testing.assert_close(
         system.sample(5, 12, torch.Generator().manual_seed(3)), layers.video
     )
-    codes = system.networks["generator"].draw(5, generator=torch.Generator().manual_seed(1))
+    codes = system.networks["generator"].draw(5, rng=torch.Generator().manual_seed(1))
     torch.testing.assert_close(system.layers(codes, at_once=2).mask, system.layers(codes).mask)
 
 
@@ -741,7 +744,7 @@ def test_train_leaves_weights_and_resumes_alike(textured, tmp_path):
     loaded = V3GAN.load(tmp_path / "weights.safetensors")
     assert loaded.config == config
     torch.testing.assert_close(
-        *(s.sample(2, generator=torch.Generator().manual_seed(0)) for s in (loaded, resumed))
+        *(s.sample(2, rng=torch.Generator().manual_seed(0)) for s in (loaded, resumed))
     )
 
 
@@ -750,12 +753,12 @@ def test_clips_of_another_size(textured):
         train(textured, CONFIGS["laptop"], steps=1, progress=False)
 
 
-def test_generator_step_leaves_critics_alone(textured):
-    config = replace(SMOKE, rate_critic=0.0)
+def test_generator_step_leaves_discriminators_alone(textured):
+    config = replace(SMOKE, rate_discriminator=0.0)
     trainer = make_trainer(config, seed=0)
     before = [
         p.detach().clone()
-        for name in ("image_critic", "video_critic")
+        for name in ("image_discriminator", "video_discriminator")
         for p in trainer.networks[name].parameters()
     ]
     step_on(textured, config)(trainer)
@@ -765,7 +768,7 @@ def test_generator_step_leaves_critics_alone(textured):
             before,
             [
                 p
-                for name in ("image_critic", "video_critic")
+                for name in ("image_discriminator", "video_discriminator")
                 for p in trainer.networks[name].parameters()
             ],
         )
@@ -780,7 +783,7 @@ def test_the_prior_pulls_the_mask_down(textured):
         )
         system = train(textured, config, steps=10, progress=False)
         sizes[weight] = system.sample_layers(
-            8, generator=torch.Generator().manual_seed(0)
+            8, rng=torch.Generator().manual_seed(0)
         ).mask.mean()
     assert sizes[100.0] < 0.7 * sizes[0.0]
 
@@ -813,14 +816,14 @@ def test_shuffled_real_clips_are_called_fake(textured):
             "shuffled"
         ].item()
     assert losses["none"] == 0 and abs(losses["swap"] - 0.693) < 0.2
-    config = replace(SMOKE, rate_critic=2e-3, rate_generator=0.0, shuffle="global")
+    config = replace(SMOKE, rate_discriminator=2e-3, rate_generator=0.0, shuffle="global")
     trainer = make_trainer(config, seed=0)
     trainer.fit(step_on(textured, config), 60, progress=False)
     real = textured.batch(32, 8, torch.Generator().manual_seed(1))
-    critic = trainer.networks["video_critic"]
+    discriminator = trainer.networks["video_discriminator"]
     with torch.no_grad():
         assert (
-            critic(real) > critic(real[:, :, [4, 1, 6, 3, 0, 7, 2, 5]])
+            discriminator(real) > discriminator(real[:, :, [4, 1, 6, 3, 0, 7, 2, 5]])
         ).float().mean() > 0.75
 
 
@@ -828,11 +831,10 @@ def test_shuffled_real_clips_are_called_fake(textured):
 def test_shipped_weights_separate(seed):
     system = load_pretrained("shapes", seed)
     assert system.config.motion_kind == "warp" and system.facts["seed"] == seed
-    scores = layer_scores(system.sample_layers(32, generator=torch.Generator().manual_seed(8)))
+    scores = layer_scores(system.sample_layers(32, rng=torch.Generator().manual_seed(8)))
     assert scores["mask_iou"] > 0.6 and scores["background_psnr"] > 22 and scores["empty"] < 0.1
     assert (
-        system.sample(8, generator=torch.Generator().manual_seed(8)).diff(dim=2).abs().mean()
-        > 0.005
+        system.sample(8, rng=torch.Generator().manual_seed(8)).diff(dim=2).abs().mean() > 0.005
     ), "nothing moves"
 
 

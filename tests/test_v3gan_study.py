@@ -99,27 +99,27 @@ def test_finds_swapped_counts_the_clips_preferred():
 
 
 def test_measure_is_repeatable_and_complete():
-    system, judge = (
+    system, classifier = (
         V3GAN(replace(CONFIGS["smoke"], length=16)),
         VideoClassifier(["a", "b"], size=16, width=4).eval(),
     )
-    first = measure(system, judge, real(8), known_paths(100), n=8)
-    again = measure(system, judge, real(8), known_paths(100), n=8)
+    first = measure(system, classifier, real(8), known_paths(100), n=8)
+    again = measure(system, classifier, real(8), known_paths(100), n=8)
     assert again == pytest.approx(first, nan_ok=True) and again != pytest.approx(
-        measure(system, judge, real(8), known_paths(100), n=8, seed=6), nan_ok=True
+        measure(system, classifier, real(8), known_paths(100), n=8, seed=6), nan_ok=True
     )
     assert {"mask_iou", "background_psnr", "path_distance", "frechet", "empty"} <= set(first)
 
 
 def test_study_records_what_it_changed(tmp_path):
-    clips, judge = (
+    clips, classifier = (
         load("shapes", n=8, size=16, length=16, seed=0, backdrop="textured"),
         VideoClassifier(["a", "b"], size=16, width=4).eval(),
     )
     config = replace(CONFIGS["smoke"], length=16)
     options = dict(
         steps=2,
-        judge=judge,
+        classifier=classifier,
         real=real(8),
         known=known_paths(100),
         results=tmp_path / "study.json",
@@ -197,5 +197,5 @@ def test_shipped_records_hold_three_seeds_of_the_main_lines():
 
 
 def test_the_judge_of_textured_shapes_was_tested_on_clips_of_its_own():
-    judge, about = load_classifier(weights_file("classifier_textured32"))
-    assert about["held_out_accuracy"] > 0.95 and judge.size == 32
+    classifier, about = load_classifier(weights_file("classifier_textured32"))
+    assert about["held_out_accuracy"] > 0.95 and classifier.size == 32

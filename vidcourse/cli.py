@@ -2,13 +2,19 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'app', 'USAGE', 'DATA', 'SEED', 'PROFILE', 'WEIGHTS', 'options', 'complain', 'main', 'systems', 'find_system',
-           'configuration', 'find_weights', 'load_system', 'load_clips', 'train', 'sample', 'classifier', 'evaluation',
-           'evaluate', 'data', 'run']
+           'configuration', 'find_weights', 'load_system', 'load_clips', 'train', 'sample', 'find_classifier',
+           'evaluation', 'evaluate', 'data', 'run']
 
 # %% ../nbs/71_command_line.ipynb #71004
-import contextlib, importlib, json, pkgutil, shlex, sys, traceback
+import contextlib
+import importlib
+import json
+import pkgutil
+import shlex
+import sys
+import traceback
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -26,27 +32,54 @@ A first round, in a minute or two:
 
 Each command tells more: vidcourse train --help. With --debug an error shows its traceback.
 """
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
 
 @app.callback(help=ABOUT)
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
     "What holds for every command; `--debug` is taken out in `main`."
 
 # %% ../nbs/71_command_line.ipynb #71008
-USAGE = typer.BadParameter.__mro__[1]         # typer brings click along, or its own copy: the class of usage errors in either
+USAGE = typer.BadParameter.__mro__[
+    1
+]  # typer brings click along, or its own copy: the class of usage errors in either
+
 
 def complain(error: Exception) -> int:
     "Print an error as one line on stderr; the exit status it stands for (2: wrong usage, 1: anything else)."
     usage, expected = isinstance(error, USAGE), isinstance(error, (ValueError, OSError))
-    text = error.format_message() + " (see: vidcourse --help)" if usage else str(error) if expected else f"{type(error).__name__}: {error} (this may be a bug: --debug shows where)"
+    text = (
+        error.format_message() + " (see: vidcourse --help)"
+        if usage
+        else str(error)
+        if expected
+        else f"{type(error).__name__}: {error} (this may be a bug: --debug shows where)"
+    )
     print("vidcourse:", " ".join(text.split()), file=sys.stderr)
     return 2 if usage else 1
+
 
 def main(arguments: list[str] | None = None) -> int:
     "The command: runs `arguments` (default: those of the shell) and returns the exit status; no exception gets through."
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return app([a for a in arguments if a != "--debug"], prog_name="vidcourse", standalone_mode=False) or 0
+        return (
+            app(
+                [a for a in arguments if a != "--debug"],
+                prog_name="vidcourse",
+                standalone_mode=False,
+            )
+            or 0
+        )
     except (KeyboardInterrupt, typer.Abort):
         print("vidcourse: stopped", file=sys.stderr)
         return 130
@@ -57,57 +90,97 @@ def main(arguments: list[str] | None = None) -> int:
 # %% ../nbs/71_command_line.ipynb #71012
 def systems() -> list[str]:
     "The names of the systems in this installation: the sub-packages of vidcourse."
-    return sorted(found.name for found in pkgutil.iter_modules(vidcourse.__path__) if found.ispkg)
+    return sorted(
+        found.name for found in pkgutil.iter_modules(vidcourse.__path__) if found.ispkg
+    )
+
 
 def find_system(name: str) -> Any:
     "The package of a system; a usage error lists those there are."
     if name not in systems():
-        raise typer.BadParameter(f"there is no system {name!r}; choose one of: {', '.join(systems())}")
+        raise typer.BadParameter(
+            f"there is no system {name!r}; choose one of: {', '.join(systems())}"
+        )
     return importlib.import_module(f"vidcourse.{name}")
+
 
 def configuration(module: Any, profile: str) -> Any:
     "The configuration of a system for a profile, `auto` by what the machine has; a usage error lists the names."
     from vidcourse.course import choose_profile
+
     if profile not in ("auto", *module.CONFIGS):
-        raise typer.BadParameter(f"there is no profile {profile!r}; choose one of: auto, {', '.join(module.CONFIGS)}")
+        raise typer.BadParameter(
+            f"there is no profile {profile!r}; choose one of: auto, {', '.join(module.CONFIGS)}"
+        )
     return module.CONFIGS[choose_profile() if profile == "auto" else profile]
 
 # %% ../nbs/71_command_line.ipynb #71015
 def find_weights(what: str) -> Path:
     "The weights file meant by a run's folder, a file, or a shipped name; FileNotFoundError says what there is."
     from vidcourse.course import weights_file
+
     path = Path(what) / "weights.safetensors"
     if Path(what).is_dir() and not path.is_file():
-        raise FileNotFoundError(f"{what} holds no weights.safetensors: it is not a run, or its training has not ended (go on with: vidcourse train ... --resume)")
+        raise FileNotFoundError(
+            f"{what} holds no weights.safetensors: it is not a run, or its training has not ended (go on with: vidcourse train ... --resume)"
+        )
     return path if path.is_file() else weights_file(what)
+
 
 def load_system(what: str) -> Any:
     "A trained system from its weights, whichever system that is."
     from vidcourse.training import load_weights
+
     path = find_weights(what)
     facts = load_weights(path)[1]
     if facts.get("system") not in systems():
-        raise ValueError(f"{path} holds weights of {facts.get('system')!r}, which is no system for sampling; those are: {', '.join(systems())}")
+        raise ValueError(
+            f"{path} holds weights of {facts.get('system')!r}, which is no system for sampling; those are: {', '.join(systems())}"
+        )
     return find_system(facts["system"]).SYSTEM.load(path)
 
 # %% ../nbs/71_command_line.ipynb #71018
 def load_clips(data: str, config: Any, n: int = 2000, seed: int = 0) -> Any:
     "Clips by path or name, at the size (and, for shapes, of the length) of a configuration; `n` and `seed` are for shapes."
     from vidcourse.data import load
-    options = dict(n=n, seed=seed, length=config.length * getattr(config, "frame_step", 1)) if data == "shapes" else {}
+
+    options = (
+        dict(n=n, seed=seed, length=config.length * getattr(config, "frame_step", 1))
+        if data == "shapes"
+        else {}
+    )
     return load(data, size=config.size, **options)
 
 # %% ../nbs/71_command_line.ipynb #71021
 DATA = "PATH of your clips (a folder of videos, of folders of frames, of film strips, or an .npz; names of sub-folders are labels), or a NAME: shapes, weizmann."
-SEED = Annotated[int, typer.Option(help="The same seed (and the same numbers) on the same machine gives the same result.")]
+SEED = Annotated[
+    int,
+    typer.Option(
+        help="The same seed (and the same numbers) on the same machine gives the same result."
+    ),
+]
 PROFILE = "auto, smoke (seconds, learns nothing), laptop, gpu; also the system's other configurations, such as paper."
 
+
 @app.command()
-def train(system: Annotated[str, typer.Argument(help="The system to train, such as mocogan.")],
-          data: Annotated[str, typer.Option(help=DATA)], out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, and weights.safetensors at the end.")],
-          profile: Annotated[str, typer.Option(help=PROFILE)] = "auto",
-          steps: Annotated[Optional[int], typer.Option(min=1, help="Training steps, instead of the profile's.")] = None, seed: SEED = 0,
-          resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run's folder.")] = False) -> None:
+def train(
+    system: Annotated[str, typer.Argument(help="The system to train, such as mocogan.")],
+    data: Annotated[str, typer.Option(help=DATA)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the run: checkpoints, logs, and weights.safetensors at the end."
+        ),
+    ],
+    profile: Annotated[str, typer.Option(help=PROFILE)] = "auto",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps, instead of the profile's.")
+    ] = None,
+    seed: SEED = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the run's folder.")
+    ] = False,
+) -> None:
     """Train a system on clips.
 
     \b
@@ -118,100 +191,248 @@ def train(system: Annotated[str, typer.Argument(help="The system to train, such 
     module = find_system(system)
     config = configuration(module, profile)
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise typer.BadParameter(f"the folder {out} is not empty; add --resume to go on with the run in it, or choose another")
+        raise typer.BadParameter(
+            f"the folder {out} is not empty; add --resume to go on with the run in it, or choose another"
+        )
     clips = load_clips(data, config, n=64 if profile == "smoke" else 2000)
-    print(f"{clips}\ntraining {system} for {steps or config.steps} steps, profile {profile}, into {out}", flush=True)
+    print(
+        f"{clips}\ntraining {system} for {steps or config.steps} steps, profile {profile}, into {out}",
+        flush=True,
+    )
     try:
         module.train(clips, config, out=out, steps=steps, seed=seed, resume=resume)
     except KeyboardInterrupt:
-        again = ["vidcourse", "train", system, "--data", data, "--out", str(out), "--profile", profile, "--seed", str(seed), *(["--steps", str(steps)] if steps else []), "--resume"]
-        print(f"stopped; the checkpoint is in {out}. Go on with:\n  {shlex.join(again)}", file=sys.stderr)
+        again = [
+            "vidcourse",
+            "train",
+            system,
+            "--data",
+            data,
+            "--out",
+            str(out),
+            "--profile",
+            profile,
+            "--seed",
+            str(seed),
+            *(["--steps", str(steps)] if steps else []),
+            "--resume",
+        ]
+        print(
+            f"stopped; the checkpoint is in {out}. Go on with:\n  {shlex.join(again)}",
+            file=sys.stderr,
+        )
         raise typer.Exit(130) from None
-    print(f"done: {out / 'weights.safetensors'}. Look at it with: vidcourse sample {shlex.quote(str(out))} --out clips.gif")
+    print(
+        f"done: {out / 'weights.safetensors'}. Look at it with: vidcourse sample {shlex.quote(str(out))} --out clips.gif"
+    )
 
 # %% ../nbs/71_command_line.ipynb #71028
-WEIGHTS = Annotated[str, typer.Argument(metavar="RUN|WEIGHTS", help="Folder of a run, a .safetensors file, or the name of weights that come along.")]
+WEIGHTS = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|WEIGHTS",
+        help="Folder of a run, a .safetensors file, or the name of weights that come along.",
+    ),
+]
+
 
 @app.command()
-def sample(weights: WEIGHTS, out: Annotated[Path, typer.Option(help="File to write: .mp4, .gif, .apng (moving), .png (film strip), .npz (exact).")],
-           n: Annotated[int, typer.Option(min=1, help="How many clips.")] = 16, seed: SEED = 0,
-           length: Annotated[Optional[int], typer.Option(min=1, help="Frames a clip; default: as trained.")] = None,
-           category: Annotated[Optional[int], typer.Option(min=0, help="One category of motion only, for systems that have them.")] = None,
-           fps: Annotated[float, typer.Option(min=0.5, help="Frames a second of moving files.")] = 8) -> None:
+def sample(
+    weights: WEIGHTS,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File to write: .mp4, .gif, .apng (moving), .png (film strip), .npz (exact)."
+        ),
+    ],
+    n: Annotated[int, typer.Option(min=1, help="How many clips.")] = 16,
+    seed: SEED = 0,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Frames a clip; default: as trained.")
+    ] = None,
+    category: Annotated[
+        int | None,
+        typer.Option(min=0, help="One category of motion only, for systems that have them."),
+    ] = None,
+    fps: Annotated[float, typer.Option(min=0.5, help="Frames a second of moving files.")] = 8,
+) -> None:
     """Draw clips from a trained system and write them to a file.
 
     \b
       vidcourse sample runs/mine --out strip.png --n 4 --length 32 --seed 7
     """
     import torch
+
     from vidcourse.video import write
+
     model = load_system(weights)
-    clips = model.sample(n, length, torch.Generator().manual_seed(seed), **({} if category is None else {"category": category}))
+    clips = model.sample(
+        n,
+        length,
+        torch.Generator().manual_seed(seed),
+        **({} if category is None else {"category": category}),
+    )
     write(out, clips.clamp(-1, 1), fps)
-    print(f"{len(clips)} clips of {clips.shape[2]} frames, {clips.shape[3]} x {clips.shape[4]} px: {out}")
+    print(
+        f"{len(clips)} clips of {clips.shape[2]} frames, {clips.shape[3]} x {clips.shape[4]} px: {out}"
+    )
 
 # %% ../nbs/71_command_line.ipynb #71036
-def classifier(data: str, clips: Any, config: Any, weights: str | None) -> tuple[Any, str]:
-    "The judge for these clips and where it comes from: the one named, the one shipped for this data, or one trained now; None without labels."
+def find_classifier(data: str, clips: Any, config: Any, weights: str | None) -> tuple[Any, str]:
+    "The classifier for these clips and where it comes from: the one named, the one shipped for this data, or one trained now; None without labels."
     from vidcourse.course import weights_file
     from vidcourse.perceptual import load_classifier, train_classifier
+
     with contextlib.suppress(FileNotFoundError if weights is None else ()):
-        judge, facts = load_classifier(path := weights_file(weights or f"classifier_{data}{config.size}"))
-        return judge, f"{path.stem} (accuracy on held-out clips {facts.get('held_out_accuracy', 'unknown')})"
+        classifier, facts = load_classifier(
+            path := weights_file(weights or f"classifier_{data}{config.size}")
+        )
+        return (
+            classifier,
+            f"{path.stem} (accuracy on held-out clips {facts.get('held_out_accuracy', 'unknown')})",
+        )
     if clips.labels is None:
         return None, "none: the clips have no labels"
-    return train_classifier(clips, size=config.size, length=config.length, step=getattr(config, "frame_step", 1))[0], "trained now on these clips"
+    return train_classifier(
+        clips, size=config.size, length=config.length, step=getattr(config, "frame_step", 1)
+    )[0], "trained now on these clips"
 
 # %% ../nbs/71_command_line.ipynb #71038
-def evaluation(model: Any, clips: Any, judge: Any = None, i3d: Any = None, colours: bool = False, n: int = 256, seed: int = 0) -> dict[str, float]:
-    "The measures that apply to a system and real clips, by name; `judge` is a classifier of these clips, `i3d` a loaded I3D."
+def evaluation(
+    model: Any,
+    clips: Any,
+    classifier: Any = None,
+    i3d: Any = None,
+    colours: bool = False,
+    n: int = 256,
+    seed: int = 0,
+) -> dict[str, float]:
+    "The measures that apply to a system and real clips, by name; `classifier` is a classifier of these clips, `i3d` a loaded I3D."
     import torch
+
     from vidcourse.metrics import acd, frame_change, object_colour, shuffle_frames
     from vidcourse.perceptual import fvd, motion_control_score, windows
+
     config, generator = model.config, torch.Generator().manual_seed(seed)
-    real = windows(clips, config.length, getattr(config, "frame_step", 1), each=-(-2 * n // len(clips)))[0]
-    real, other = real[::2][:n], real[1::2][:n]           # equal numbers on every side: a Frechet distance of fewer clips is larger
+    real = windows(
+        clips, config.length, getattr(config, "frame_step", 1), each=-(-2 * n // len(clips))
+    )[0]
+    real, other = (
+        real[::2][:n],
+        real[1::2][:n],
+    )  # equal numbers on every side: a Frechet distance of fewer clips is larger
     fake = model.sample(n, config.length, generator).clamp(-1, 1).cpu()
-    scores = {"real clips": len(real), "generated clips": n, "frame change, real": frame_change(real).mean().item(), "frame change, generated": frame_change(fake).mean().item()}
+    scores = {
+        "real clips": len(real),
+        "generated clips": n,
+        "frame change, real": frame_change(real).mean().item(),
+        "frame change, generated": frame_change(fake).mean().item(),
+    }
     if colours:
-        scores |= {"average content distance, real": acd(object_colour(real)), "average content distance, generated": acd(object_colour(fake))}
-    for name, features in {"Frechet distance": getattr(judge, "features", None), "Frechet video distance (I3D)": i3d}.items():
+        scores |= {
+            "average content distance, real": acd(object_colour(real)),
+            "average content distance, generated": acd(object_colour(fake)),
+        }
+    for name, features in {
+        "Frechet distance": getattr(classifier, "features", None),
+        "Frechet video distance (I3D)": i3d,
+    }.items():
         if features is not None:
-            pairs = {"other real clips": (real, other), "generated": (real, fake), "real, frames shuffled": (real, shuffle_frames(other, generator))}
-            scores |= {f"{name}, {kind}": fvd(*pair, features).value for kind, pair in pairs.items()}
-    if judge is not None and getattr(config, "categories", 0) == len(clips.label_names) > 0:
+            pairs = {
+                "other real clips": (real, other),
+                "generated": (real, fake),
+                "real, frames shuffled": (real, shuffle_frames(other, generator)),
+            }
+            scores |= {
+                f"{name}, {kind}": fvd(*pair, features).value for kind, pair in pairs.items()
+            }
+    if (
+        classifier is not None
+        and getattr(config, "categories", 0) == len(clips.label_names) > 0
+    ):
         wanted = torch.arange(n) % config.categories
         made = model.sample(n, config.length, generator, category=wanted).clamp(-1, 1).cpu()
-        scores |= {f"motion control score, {how}": motion_control_score(made, wanted, judge, how == "matched").score for how in ("as labelled", "matched")}
+        scores |= {
+            f"motion control score, {how}": motion_control_score(
+                made, wanted, classifier, how == "matched"
+            ).score
+            for how in ("as labelled", "matched")
+        }
     return {name: round(float(value), 4) for name, value in scores.items()}
 
 # %% ../nbs/71_command_line.ipynb #71040
 @app.command()
-def evaluate(weights: WEIGHTS, data: Annotated[str, typer.Option(help=DATA)], seed: SEED = 0,
-             n: Annotated[int, typer.Option(min=8, help="How many clips to draw; only numbers from the same n compare.")] = 256,
-             judge: Annotated[Optional[str], typer.Option("--classifier", help="Weights of a classifier; default: shipped, or trained now.")] = None,
-             i3d: Annotated[Optional[Path], typer.Option(help="Weights of I3D (.npz), for the Frechet video distance; slow.")] = None,
-             out: Annotated[Optional[Path], typer.Option(help="JSON file; default: evaluation.json in the run's folder, if there is one.")] = None) -> None:
+def evaluate(
+    weights: WEIGHTS,
+    data: Annotated[str, typer.Option(help=DATA)],
+    seed: SEED = 0,
+    n: Annotated[
+        int,
+        typer.Option(
+            min=8, help="How many clips to draw; only numbers from the same n compare."
+        ),
+    ] = 256,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            "--classifier", help="Weights of a classifier; default: shipped, or trained now."
+        ),
+    ] = None,
+    i3d: Annotated[
+        Path | None,
+        typer.Option(help="Weights of I3D (.npz), for the Frechet video distance; slow."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file; default: evaluation.json in the run's folder, if there is one."
+        ),
+    ] = None,
+) -> None:
     """Measure a trained system against real clips: a table here, the same as JSON in a file.
 
     Example: vidcourse evaluate runs/mine --data my_videos/
     """
     from vidcourse.perceptual import load_i3d
     from vidcourse.video import atomic
+
     model = load_system(weights)
     clips = load_clips(data, model.config, n=max(2 * n, 64), seed=seed + 1000)
-    critic, origin = classifier(data, clips, model.config, judge)
-    scores = evaluation(model, clips, critic, load_i3d(i3d) if i3d else None, data == "shapes", n, seed)
-    print(f"classifier: {origin}", *(f"{name:<48}{value:>10.4g}" for name, value in scores.items()), sep="\n")
+    network, origin = find_classifier(data, clips, model.config, classifier)
+    scores = evaluation(
+        model, clips, network, load_i3d(i3d) if i3d else None, data == "shapes", n, seed
+    )
+    print(
+        f"classifier: {origin}",
+        *(f"{name:<48}{value:>10.4g}" for name, value in scores.items()),
+        sep="\n",
+    )
     out = out or (Path(weights) / "evaluation.json" if Path(weights).is_dir() else None)
     if out:
         with atomic(out) as temporary:
-            temporary.write_text(json.dumps({"weights": weights, "data": data, "seed": seed, "classifier": origin, "scores": scores}, indent=1) + "\n")
+            temporary.write_text(
+                json.dumps(
+                    {
+                        "weights": weights,
+                        "data": data,
+                        "seed": seed,
+                        "classifier": origin,
+                        "scores": scores,
+                    },
+                    indent=1,
+                )
+                + "\n"
+            )
         print(f"written to {out}")
 
 # %% ../nbs/71_command_line.ipynb #71045
 @app.command()
-def data(name: Annotated[Optional[str], typer.Argument(help="The data set, such as weizmann; without it: what there is.")] = None) -> None:
+def data(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="The data set, such as weizmann; without it: what there is."),
+    ] = None,
+) -> None:
     """Fetch a data set, check it, and convert it to the course's format.
 
     It goes to your cache folder, or where VIDCOURSE_DATA says, and is used from there by its name: --data weizmann.
@@ -219,17 +440,50 @@ def data(name: Annotated[Optional[str], typer.Argument(help="The data set, such 
     from vidcourse.course import data_root
     from vidcourse.data import FILES
     from vidcourse.files import FETCHERS, fetch
-    state = lambda known, file: "there" if (data_root() / file).exists() else f"fetch it with: vidcourse data {known}" if known in FETCHERS else f"put {file} into the data folder"
-    table = ["shapes      drawn by the course, nothing to fetch", *(f"{known:<12}{state(known, file)}" for known, file in FILES.items())]
+
+    def state(known, file):
+        return (
+            "there"
+            if (data_root() / file).exists()
+            else f"fetch it with: vidcourse data {known}"
+            if known in FETCHERS
+            else f"put {file} into the data folder"
+        )
+
+    table = [
+        "shapes      drawn by the course, nothing to fetch",
+        *(f"{known:<12}{state(known, file)}" for known, file in FILES.items()),
+    ]
     print("\n".join(table) if name is None else f"{name}: {fetch(name)}")
 
 # %% ../nbs/71_command_line.ipynb #71047
 @app.command()
-def run(notebooks: Annotated[Optional[list[str]], typer.Argument(metavar="[NOTEBOOK]...", help="Beginnings of names: 12_mocogan, or 1 for part 1. Default: all.")] = None,
-        profile: Annotated[str, typer.Option(help="auto, smoke (minutes for all), laptop (under an hour on two quiet cores), gpu.")] = "auto",
-        out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("_course"), seed: Annotated[Optional[int], typer.Option(help="Default: as stated.")] = None,
-        folder: Annotated[Optional[Path], typer.Option(help="Folder of notebooks; default: those of the course.")] = None,
-        stored: Annotated[bool, typer.Option("--stored", help="Run nothing: make the pages of the notebooks as they are.")] = False) -> None:
+def run(
+    notebooks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NOTEBOOK]...",
+            help="Beginnings of names: 12_mocogan, or 1 for part 1. Default: all.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="auto, smoke (minutes for all), laptop (under an hour on two quiet cores), gpu."
+        ),
+    ] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("_course"),
+    seed: Annotated[int | None, typer.Option(help="Default: as stated.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of notebooks; default: those of the course.")
+    ] = None,
+    stored: Annotated[
+        bool,
+        typer.Option(
+            "--stored", help="Run nothing: make the pages of the notebooks as they are."
+        ),
+    ] = False,
+) -> None:
     """Run the notebooks of the course, in order, and write them as pages with a table of what came out.
 
     \b
@@ -239,13 +493,22 @@ def run(notebooks: Annotated[Optional[list[str]], typer.Argument(metavar="[NOTEB
     A notebook that fails is shown with cell and traceback; those that need it are skipped, the others run. Exit status 0: all ran.
     """
     from vidcourse.runner import run_course, stored_course
+
     if profile not in ("auto", "smoke", "laptop", "gpu"):
-        raise typer.BadParameter(f"there is no profile {profile!r}; choose one of: auto, smoke, laptop, gpu")
+        raise typer.BadParameter(
+            f"there is no profile {profile!r}; choose one of: auto, smoke, laptop, gpu"
+        )
     try:
-        outcomes = stored_course(notebooks or (), out, folder) if stored else run_course(notebooks or (), profile, out, seed, folder)
+        outcomes = (
+            stored_course(notebooks or (), out, folder)
+            if stored
+            else run_course(notebooks or (), profile, out, seed, folder)
+        )
     except KeyboardInterrupt:
         print(f"stopped; what was run until then is in {out / 'index.html'}", file=sys.stderr)
         raise typer.Exit(130) from None
     good = sum(outcome.status in ("ok", "stored") for outcome in outcomes)
-    print(f"{good} of {len(outcomes)} notebooks {'stored' if stored else 'ran'}. Read them: {out.resolve() / 'index.html'}")
+    print(
+        f"{good} of {len(outcomes)} notebooks {'stored' if stored else 'ran'}. Read them: {out.resolve() / 'index.html'}"
+    )
     raise typer.Exit(good < len(outcomes))

@@ -6,7 +6,13 @@ __all__ = ['PROFILES', 'COLAB_WITHOUT_GPU', 'REPORT_TYPE', 'FOLDED', 'cpu_name',
            'Exercise', 'exercise', 'Found', 'find_exercises', 'with_solutions']
 
 # %% ../nbs/00_start_here.ipynb #00008
-import dis, inspect, os, platform, re, sys, time
+import dis
+import inspect
+import os
+import platform
+import re
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +36,7 @@ def cpu_name() -> str:
                 return " ".join(line.split(":", 1)[1].split())
     return platform.processor() or platform.machine() or "CPU"
 
+
 def hardware() -> str:
     "One line on what this runs on: CPU or GPU model, threads, versions. No host name, no user name."
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
@@ -37,6 +44,7 @@ def hardware() -> str:
 
 # %% ../nbs/00_start_here.ipynb #00013
 PROFILES = ("smoke", "laptop", "gpu")
+
 
 def choose_profile(profile: str = "auto", cuda: bool | None = None) -> str:
     "`auto` becomes `gpu` where CUDA is there, else `laptop`; unknown names and `gpu` without CUDA raise ValueError."
@@ -46,13 +54,16 @@ def choose_profile(profile: str = "auto", cuda: bool | None = None) -> str:
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown; choose auto, {', '.join(PROFILES)}")
     if profile == "gpu" and not cuda:
-        raise ValueError("profile 'gpu' needs a CUDA device and torch sees none; use 'laptop' or 'auto', or switch the GPU on")
+        raise ValueError(
+            "profile 'gpu' needs a CUDA device and torch sees none; use 'laptop' or 'auto', or switch the GPU on"
+        )
     return profile
 
 # %% ../nbs/00_start_here.ipynb #00016
 @dataclass(frozen=True)
 class Settings:
     "What a notebook needs to know about this run: profile, device and seed."
+
     profile: str
     device: torch.device
     seed: int
@@ -61,25 +72,35 @@ class Settings:
     def pick(self, **values: Any) -> Any:
         "The value for this run's profile: `pick(smoke=4, laptop=200, gpu=2000)`. All three must be given, else ValueError."
         if set(values) != set(PROFILES):
-            raise ValueError(f"pick was given {sorted(values)}; give one value for each of {', '.join(PROFILES)}")
+            raise ValueError(
+                f"pick was given {sorted(values)}; give one value for each of {', '.join(PROFILES)}"
+            )
         return values[self.profile]
 
-    def generator(self, offset: int = 0) -> torch.Generator:
+    def rng(self, offset: int = 0) -> torch.Generator:
         "A fresh CPU generator seeded with `seed + offset`: the same numbers every time it is asked for."
         return torch.Generator().manual_seed(self.seed + offset)
 
     def cost(self) -> str:
         "Time since `start`, and the most memory that was in use."
         text = f"{time.perf_counter() - self.began:.0f} s on {self.device.type}"
-        with suppress(ImportError):                     # Windows has no `resource`
+        with suppress(ImportError):  # Windows has no `resource`
             import resource
+
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            text += f", at most {peak / 2**(30 if sys.platform == 'darwin' else 20):.1f} GB of memory"
-        return text + (f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GB on the GPU" if self.device.type == "cuda" else "")
+            text += f", at most {peak / 2 ** (30 if sys.platform == 'darwin' else 20):.1f} GB of memory"
+        return text + (
+            f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GB on the GPU"
+            if self.device.type == "cuda"
+            else ""
+        )
 
 # %% ../nbs/00_start_here.ipynb #00021
-COLAB_WITHOUT_GPU = ("This Colab session has no GPU. Choose Runtime > Change runtime type > T4 GPU, then run again from the top; "
-                     "without it everything still works, at the small size.")
+COLAB_WITHOUT_GPU = (
+    "This Colab session has no GPU. Choose Runtime > Change runtime type > T4 GPU, then run again from the top; "
+    "without it everything still works, at the small size."
+)
+
 
 def start(profile: str = "auto", seed: int = 0, threads: int | None = None) -> Settings:
     """Open a notebook: choose profile and device, seed torch, print what this runs on.
@@ -88,7 +109,11 @@ def start(profile: str = "auto", seed: int = 0, threads: int | None = None) -> S
     """
     if threads:
         torch.set_num_threads(threads)
-    settings = Settings(choose_profile(profile), torch.device("cuda" if torch.cuda.is_available() else "cpu"), seed)
+    settings = Settings(
+        choose_profile(profile),
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        seed,
+    )
     torch.manual_seed(seed)
     print(f"profile {settings.profile}, device {settings.device}, seed {seed}\n{hardware()}")
     if "google.colab" in sys.modules and settings.device.type == "cpu":
@@ -100,13 +125,21 @@ def data_root() -> Path:
     "The folder of the data sets: `VIDCOURSE_DATA` when set, else `vidcourse` in the user's cache folder."
     return Path(os.environ.get("VIDCOURSE_DATA") or pooch.os_cache("vidcourse"))
 
+
 def data_file(name: str) -> Path:
     "Path of a data file such as `weizmann64.npz`; FileNotFoundError says how to get it."
     path = data_root() / name
     if not path.exists():
-        way = "fetch it with `vidcourse data weizmann`" if name == "weizmann64.npz" else "no command fetches it: put it there"
-        raise FileNotFoundError(f"{path} is not there; {way}, or set VIDCOURSE_DATA to the folder that holds {name}")
+        way = (
+            "fetch it with `vidcourse data weizmann`"
+            if name == "weizmann64.npz"
+            else "no command fetches it: put it there"
+        )
+        raise FileNotFoundError(
+            f"{path} is not there; {way}, or set VIDCOURSE_DATA to the folder that holds {name}"
+        )
     return path
+
 
 def weights_file(name: str | Path) -> Path:
     "Path of trained weights: a file you name, or one that ships in the package (`name` without `.safetensors`). FileNotFoundError lists them."
@@ -115,11 +148,14 @@ def weights_file(name: str | Path) -> Path:
         if path.is_file():
             return path
     known = ", ".join(sorted(p.stem for p in shipped.glob("*.safetensors"))) or "none"
-    raise FileNotFoundError(f"no weights {str(name)!r}: neither a file nor shipped with vidcourse (shipped: {known})")
+    raise FileNotFoundError(
+        f"no weights {str(name)!r}: neither a file nor shipped with vidcourse (shipped: {known})"
+    )
 
 # %% ../nbs/00_start_here.ipynb #00027
 class stopwatch:
     "`with stopwatch('drawing') as watch:` prints the seconds; `watch.seconds` keeps them. Without `with`: `watch.elapsed()`. Waits for the GPU."
+
     def __init__(self, label: str | None = None):
         self.label, self.seconds = label, 0.0
         self.began = self._now()
@@ -146,15 +182,20 @@ class stopwatch:
 # %% ../nbs/00_start_here.ipynb #00030
 REPORT_TYPE = "application/vnd.vidcourse+json"
 
+
 def plain(value: Any) -> Any:
     "A value for JSON: tensors and numpy scalars become Python numbers; NaN and infinity become text."
     value = value.item() if hasattr(value, "item") else value
     return str(value) if isinstance(value, float) and not isfinite(value) else value
 
+
 def report(**numbers: Any) -> None:
     "Print a notebook's headline numbers, one a line, and store them in its output for the table of `vidcourse run`."
     numbers = {name: plain(value) for name, value in numbers.items()}
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in numbers.items()}
+    shown = {
+        name: f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in numbers.items()
+    }
     text = "\n".join(f"{name.replace('_', ' '):<32} {value}" for name, value in shown.items())
     if get_ipython() is None:
         print(text)
@@ -164,19 +205,28 @@ def report(**numbers: Any) -> None:
 # %% ../nbs/00_start_here.ipynb #00033
 def untouched(answer: Any) -> bool:
     "Is it still a stub, a function with nothing but `...`, `pass` or a text in its body?"
-    def empty(): ...
-    steps = lambda function: [(step.opname, step.argval) for step in dis.get_instructions(function)]
-    return inspect.isfunction(answer) and steps(inspect.unwrap(answer)) == steps(empty)
 
+    def empty(): ...
+
+    def steps(function):
+        return [(step.opname, step.argval) for step in dis.get_instructions(function)]
+
+    return inspect.isfunction(answer) and steps(inspect.unwrap(answer)) == steps(empty)
 
 # %% ../nbs/00_start_here.ipynb #00033c
 class Verdict(int):
     "True or False, of which a notebook shows nothing when it is a cell's value: the check has said it in words."
-    __repr__ = lambda self: str(bool(self))
-    _ipython_display_ = lambda self: None
+
+    def __repr__(self):
+        return str(bool(self))
+
+    def _ipython_display_(self):
+        return None
+
 
 class Exercise:
     "An exercise that checks itself: `check(answer)` prints, never raises, and returns True or False."
+
     def __init__(self, name: str, check: Callable[[Any], Any], hint: str = ""):
         self.name, self.test, self.hint = name, check, hint
 
@@ -196,7 +246,10 @@ class Exercise:
         if problem is None:
             print(f"{self.name}: solved")
         else:
-            print(f"{self.name}: not yet: {problem}" + (f"\nhint: {self.hint}" if self.hint else ""))
+            print(
+                f"{self.name}: not yet: {problem}"
+                + (f"\nhint: {self.hint}" if self.hint else "")
+            )
         return problem is None
 
     def __call__(self, answer: Any) -> bool | Verdict:
@@ -204,38 +257,76 @@ class Exercise:
         passed = self.check(answer)
         return passed if get_ipython() is None else Verdict(passed)
 
+
 def exercise(name: str, hint: str = "") -> Callable[[Callable], Exercise]:
     "Decorator: a function of assertions on one answer becomes an `Exercise`."
     return lambda test: Exercise(name, test, hint)
 
 # %% ../nbs/00_start_here.ipynb #00036
-FOLDED = re.compile(r"<details[^>]*>\s*<summary>(.*?)</summary>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
+FOLDED = re.compile(
+    r"<details[^>]*>\s*<summary>(.*?)</summary>.*?```python\n(.*?)```.*?</details>", re.DOTALL
+)
+
 
 @dataclass(frozen=True)
 class Found:
     "One exercise of a notebook: the sources of its stub, check, solution and wrong answers, and the index of its stub cell."
+
     index: int
     stub: str
     check: str
     solution: str
     wrong: tuple[str, ...]
 
+
 def find_exercises(notebook: dict) -> list[Found]:
     "All exercises of a notebook (its JSON); ValueError when a stub lacks its check or its solution."
-    cells, found = [(c["cell_type"], c.get("metadata", {}).get("tags", []), "".join(c["source"])) for c in notebook["cells"]], []
+    cells, found = (
+        [
+            (c["cell_type"], c.get("metadata", {}).get("tags", []), "".join(c["source"]))
+            for c in notebook["cells"]
+        ],
+        [],
+    )
     for i, (_, tags, stub) in enumerate(cells):
         if "exercise" in tags:
-            after = cells[i + 1:]
-            until = next((k for k, cell in enumerate(after) if "exercise" in cell[1]), len(after))
+            after = cells[i + 1 :]
+            until = next(
+                (k for k, cell in enumerate(after) if "exercise" in cell[1]), len(after)
+            )
             check = next((source for _, tags, source in after[:until] if "check" in tags), None)
-            folded = [pair for kind, _, source in after[:until] if kind == "markdown" for pair in FOLDED.findall(source)]
-            solutions = [code for title, code in folded if title.strip().lower().startswith("solution")]
+            folded = [
+                pair
+                for kind, _, source in after[:until]
+                if kind == "markdown"
+                for pair in FOLDED.findall(source)
+            ]
+            solutions = [
+                code for title, code in folded if title.strip().lower().startswith("solution")
+            ]
             if check is None or len(solutions) != 1:
-                raise ValueError(f"exercise in cell {i}: found {'a' if check else 'no'} check and {len(solutions)} folded solutions; each is needed once")
-            found.append(Found(i, stub, check, solutions[0], tuple(code for _, code in folded if code != solutions[0])))
+                raise ValueError(
+                    f"exercise in cell {i}: found {'a' if check else 'no'} check and {len(solutions)} folded solutions; each is needed once"
+                )
+            found.append(
+                Found(
+                    i,
+                    stub,
+                    check,
+                    solutions[0],
+                    tuple(code for _, code in folded if code != solutions[0]),
+                )
+            )
     return found
+
 
 def with_solutions(notebook: dict) -> dict:
     "The notebook with every stub replaced by its solution: for teachers, and for the tests."
     answers = {found.index: found.solution for found in find_exercises(notebook)}
-    return {**notebook, "cells": [{**c, "source": answers.get(i, c["source"])} for i, c in enumerate(notebook["cells"])]}
+    return {
+        **notebook,
+        "cells": [
+            {**c, "source": answers.get(i, c["source"])}
+            for i, c in enumerate(notebook["cells"])
+        ],
+    }

@@ -8,8 +8,8 @@ __all__ = ['VIDEOS', 'KINDS', 'FILES', 'check_frames', 'check_offsets', 'check_l
 # %% ../nbs/01_real_clips.ipynb #01005
 "Clips at rest: any number of clips of different lengths as uint8, from shapes, archives and folders, and random batches of them."
 import copy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 import torch
@@ -25,30 +25,49 @@ from .video import IMAGES, atomic, describe, fit, in_order, read, read_image, to
 def check_frames(frames, where: str = "frames") -> None:
     "ValueError unless these are uint8 frames, channels last; says what to do with others."
     if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
-        nan = isinstance(frames, np.ndarray) and frames.dtype.kind == "f" and np.isnan(frames).any()
-        raise ValueError(f"{where}: {describe(frames)}{' with NaN in it' if nan else ''}; clips at rest are uint8, 0 to 255, (frame h w c). "
-                         "Clips in [-1, 1] become that by vidcourse.video.to_uint8")
+        nan = (
+            isinstance(frames, np.ndarray)
+            and frames.dtype.kind == "f"
+            and np.isnan(frames).any()
+        )
+        raise ValueError(
+            f"{where}: {describe(frames)}{' with NaN in it' if nan else ''}; clips at rest are uint8, 0 to 255, (frame h w c). "
+            "Clips in [-1, 1] become that by vidcourse.video.to_uint8"
+        )
     if frames.ndim != 4 or frames.shape[-1] not in (1, 3) or 0 in frames.shape:
-        raise ValueError(f"{where}: {describe(frames)}; expected (frame h w c) with at least one frame and 1 or 3 channels")
+        raise ValueError(
+            f"{where}: {describe(frames)}; expected (frame h w c) with at least one frame and 1 or 3 channels"
+        )
 
 # %% ../nbs/01_real_clips.ipynb #01009
 def check_offsets(offsets, frames: int) -> Int[np.ndarray, "begins"]:
     "Offsets as int64; ValueError unless they rise from 0 to the number of frames."
     offsets = np.asarray(offsets)
     whole = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) > 1
-    if not whole or offsets[0] != 0 or offsets[-1] != frames or (np.diff(offsets.astype(np.int64)) < 1).any():
-        raise ValueError(f"offsets must rise from 0 to the number of frames ({frames}), at least one frame a clip; got {describe(offsets)}")
+    if (
+        not whole
+        or offsets[0] != 0
+        or offsets[-1] != frames
+        or (np.diff(offsets.astype(np.int64)) < 1).any()
+    ):
+        raise ValueError(
+            f"offsets must rise from 0 to the number of frames ({frames}), at least one frame a clip; got {describe(offsets)}"
+        )
     return offsets.astype(np.int64)
 
 # %% ../nbs/01_real_clips.ipynb #01010
-def check_labels(labels, label_names: Sequence[str], n: int) -> tuple[Int[np.ndarray, "n"] | None, tuple[str, ...]]:
+def check_labels(
+    labels, label_names: Sequence[str], n: int
+) -> tuple[Int[np.ndarray, "n"] | None, tuple[str, ...]]:
     "Labels as int64 and their names; ValueError when they don't fit `n` clips or each other."
     names = tuple(map(str, label_names))
     if labels is None:
         return None, names
     labels = np.asarray(labels)
     if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise ValueError(f"labels: {describe(labels)} for {n} clips; give one whole number from 0 for each clip")
+        raise ValueError(
+            f"labels: {describe(labels)} for {n} clips; give one whole number from 0 for each clip"
+        )
     names = names or tuple(map(str, range(labels.max() + 1)))
     if labels.max() >= len(names):
         raise ValueError(f"label {labels.max()} has no name; the names are {', '.join(names)}")
@@ -58,22 +77,33 @@ def check_labels(labels, label_names: Sequence[str], n: int) -> tuple[Int[np.nda
 class StoredClips:
     """Frames one after the other and where each clip begins: `frames (all h w c)`, `starts (n)`, `lengths (n)`,
     `labels (n)` or None, `label_names`, and `extra`: more arrays with one row a clip (those named `..._names` are free)."""
-    def __init__(self, frames: UInt8[np.ndarray, "all h w c"], offsets: Int[np.ndarray, "begins"] | Sequence[int], labels=None,
-                 label_names: Sequence[str] = (), extra: dict[str, np.ndarray] | None = None):
+
+    def __init__(
+        self,
+        frames: UInt8[np.ndarray, "all h w c"],
+        offsets: Int[np.ndarray, "begins"] | Sequence[int],
+        labels=None,
+        label_names: Sequence[str] = (),
+        extra: dict[str, np.ndarray] | None = None,
+    ):
         check_frames(frames)
         offsets = check_offsets(offsets, len(frames))
         self.frames, self.starts, self.lengths = frames, offsets[:-1], np.diff(offsets)
         self.labels, self.label_names = check_labels(labels, label_names, len(self))
         self.extra, self.device, self.resident = dict(extra or {}), torch.device("cpu"), None
-        if wrong := [k for k, v in self.extra.items() if not k.endswith("_names") and len(v) != len(self)]:
-            raise ValueError(f"extra {wrong[0]!r} has {len(self.extra[wrong[0]])} rows for {len(self)} clips")
+        if wrong := [
+            k for k, v in self.extra.items() if not k.endswith("_names") and len(v) != len(self)
+        ]:
+            raise ValueError(
+                f"extra {wrong[0]!r} has {len(self.extra[wrong[0]])} rows for {len(self)} clips"
+            )
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def clip(self, i: int) -> UInt8[np.ndarray, "t h w c"]:
         "All frames of clip i."
-        return np.asarray(self.frames[self.starts[i]:self.starts[i] + self.lengths[i]])
+        return np.asarray(self.frames[self.starts[i] : self.starts[i] + self.lengths[i]])
 
     def select(self, which):
         "Some of the clips, by indices, a slice or a mask, in that order; the frames are shared, not copied."
@@ -87,10 +117,13 @@ class StoredClips:
         return some
 
 # %% ../nbs/01_real_clips.ipynb #01015
-def draw_weighted(weight: Float[np.ndarray, "n"], u: Float[np.ndarray, "k"]) -> Int[np.ndarray, "k"]:
+def draw_weighted(
+    weight: Float[np.ndarray, "n"], u: Float[np.ndarray, "k"]
+) -> Int[np.ndarray, "k"]:
     "Turn uniform numbers in [0, 1) into indices, each as likely as its weight."
     shares = np.cumsum(weight) / np.sum(weight)
     return np.minimum(np.searchsorted(shares, u, "right"), len(weight) - 1)
+
 
 def equal_labels(labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     "Weights that give each label the same share."
@@ -99,6 +132,7 @@ def equal_labels(labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
 # %% ../nbs/01_real_clips.ipynb #01018
 class SampledClips(StoredClips):
     "Stored clips that give random windows, as float batches on a device."
+
     def to(self, device: str | torch.device):
         "The same clips for batches on `device`: frames in memory move there whole, frames in a file stay and go batch by batch."
         moved = copy.copy(self)
@@ -107,40 +141,88 @@ class SampledClips(StoredClips):
         moved.resident = None if stay else torch.from_numpy(self.frames).to(device)
         return moved
 
-    def windows(self, n: int, length: int, generator: torch.Generator, step: int = 1, balanced: bool = False) -> tuple[Int[Tensor, "n"], Int[Tensor, "n length"]]:
+    def windows(
+        self,
+        n: int,
+        length: int,
+        rng: torch.Generator,
+        step: int = 1,
+        balanced: bool = False,
+    ) -> tuple[Int[Tensor, "n"], Int[Tensor, "n length"]]:
         "Draw n clips, and in each `length` rows of `frames`, `step` apart. ValueError when no clip is long enough."
         needed = (length - 1) * step + 1
         usable = np.flatnonzero(self.lengths >= needed)
         if min(n, length, step) < 1 or not len(usable):
-            raise ValueError(f"{n} times {length} frames, {step} apart: all at least 1, and clips of {needed} frames needed; the longest has {self.lengths.max()}")
+            raise ValueError(
+                f"{n} times {length} frames, {step} apart: all at least 1, and clips of {needed} frames needed; the longest has {self.lengths.max()}"
+            )
         if balanced and self.labels is None:
             raise ValueError("balanced sampling needs labels, and these clips have none")
         weight = equal_labels(self.labels[usable]) if balanced else np.ones(len(usable))
-        u = torch.rand(n, 2, generator=generator, device=generator.device, dtype=torch.float64).cpu().numpy()
+        u = (
+            torch.rand(n, 2, generator=rng, device=rng.device, dtype=torch.float64)
+            .cpu()
+            .numpy()
+        )
         which = usable[draw_weighted(weight, u[:, 0])]
-        first = self.starts[which] + (u[:, 1] * (self.lengths[which] - needed + 1)).astype(np.int64)
-        return torch.from_numpy(which), torch.from_numpy(first[:, None] + step * np.arange(length))
+        first = self.starts[which] + (u[:, 1] * (self.lengths[which] - needed + 1)).astype(
+            np.int64
+        )
+        return torch.from_numpy(which), torch.from_numpy(
+            first[:, None] + step * np.arange(length)
+        )
 
-    def batch(self, n: int, length: int, generator: torch.Generator, step: int = 1, return_labels: bool = False, balanced: bool = False
-              ) -> Float[Tensor, "n c length h w"] | tuple[Float[Tensor, "n c length h w"], Int[Tensor, "n"]]:
+    def batch(
+        self,
+        n: int,
+        length: int,
+        rng: torch.Generator,
+        step: int = 1,
+        return_labels: bool = False,
+        balanced: bool = False,
+    ) -> (
+        Float[Tensor, "n c length h w"]
+        | tuple[Float[Tensor, "n c length h w"], Int[Tensor, "n"]]
+    ):
         "`n` random windows in [-1, 1] on `device` (and their labels). Clips too short are passed over; ValueError when all are."
         if return_labels and self.labels is None:
             raise ValueError("return_labels: these clips have no labels")
-        which, rows = self.windows(n, length, generator, step, balanced)
-        frames = self.resident[rows.to(self.device)] if self.resident is not None else torch.from_numpy(np.asarray(self.frames[rows.numpy()])).to(self.device)
-        return (to_float(frames), torch.from_numpy(self.labels)[which].to(self.device)) if return_labels else to_float(frames)
+        which, rows = self.windows(n, length, rng, step, balanced)
+        frames = (
+            self.resident[rows.to(self.device)]
+            if self.resident is not None
+            else torch.from_numpy(np.asarray(self.frames[rows.numpy()])).to(self.device)
+        )
+        return (
+            (to_float(frames), torch.from_numpy(self.labels)[which].to(self.device))
+            if return_labels
+            else to_float(frames)
+        )
 
 # %% ../nbs/01_real_clips.ipynb #01025
-def fields(path: str | Path, mmap: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Sequence[str], dict]:
+def fields(
+    path: str | Path, mmap: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Sequence[str], dict]:
     "What `Clips` is made of, out of an archive: frames, offsets, labels, their names, extra."
     arrays, pictures = open_npz(path, mmap)
     frames, offsets = arrays.pop(pictures), arrays.pop("offsets", None)
     if frames.ndim == 5 and offsets is None:
-        offsets, frames = np.arange(len(frames) + 1) * frames.shape[1], frames.reshape(-1, *frames.shape[2:])
+        offsets, frames = (
+            np.arange(len(frames) + 1) * frames.shape[1],
+            frames.reshape(-1, *frames.shape[2:]),
+        )
     if offsets is None:
-        raise ValueError(f"`{pictures}` is {describe(frames)} and there are no `offsets`; expected (n t h w c), or (frame h w c) with offsets")
+        raise ValueError(
+            f"`{pictures}` is {describe(frames)} and there are no `offsets`; expected (n t h w c), or (frame h w c) with offsets"
+        )
     key, names = ("labels", "label_names") if "labels" in arrays else ("action", "action_names")
-    return frames, offsets, arrays.pop(key, None), arrays.pop(names, np.array(())).tolist(), arrays
+    return (
+        frames,
+        offsets,
+        arrays.pop(key, None),
+        arrays.pop(names, np.array(())).tolist(),
+        arrays,
+    )
 
 # %% ../nbs/01_real_clips.ipynb #01027
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".apng")
@@ -152,6 +234,7 @@ def is_strip(path: Path) -> bool:
     pixels, notes = read_image(path)
     short, long = sorted(pixels.shape[:2])
     return "frames" in notes or long >= 2 * short and long % short == 0
+
 
 def kind_of(folder: Path) -> str | None:
     "What lies directly in a folder: 'videos', 'strips' (every image is one), 'frames', or None for none of these."
@@ -181,7 +264,7 @@ def detect(path: Path) -> tuple[str, dict[str, list[Path]]]:
 def groups(path: Path, kind: str) -> dict[str, list[Path]]:
     "The clips of one kind in a folder, by label."
     if kind == "frames" and in_order(path, IMAGES):
-        return {"": [path]}                                        # the folder itself is a clip
+        return {"": [path]}  # the folder itself is a clip
     if here := items(path, kind):
         return {"": here}
     return {p.name: found for p in in_order(path) if p.is_dir() and (found := items(p, kind))}
@@ -193,11 +276,15 @@ def read_frames(folder: Path, size: int | None) -> UInt8[np.ndarray, "t h w 3"]:
     frames = [fit(read_image(path)[0][None], size) for path in paths]
     for path, frame in zip(paths, frames):
         if frame.shape != frames[0].shape:
-            raise ValueError(f"{path} is {frame.shape[1]} x {frame.shape[2]}, the first frame {frames[0].shape[1]} x {frames[0].shape[2]}; give size= to make them alike")
+            raise ValueError(
+                f"{path} is {frame.shape[1]} x {frame.shape[2]}, the first frame {frames[0].shape[1]} x {frames[0].shape[2]}; give size= to make them alike"
+            )
     return np.concatenate(frames)
 
 # %% ../nbs/01_real_clips.ipynb #01035
-def read_folder(path: str | Path, size: int | None, kind: str) -> tuple[list, np.ndarray | None, Sequence[str], dict]:
+def read_folder(
+    path: str | Path, size: int | None, kind: str
+) -> tuple[list, np.ndarray | None, Sequence[str], dict]:
     "Clips, labels, their names and the file names. FileNotFoundError, or ValueError for an empty folder, a broken file, clips of different sizes."
     path = Path(path)
     if kind not in ("auto", *KINDS):
@@ -206,22 +293,45 @@ def read_folder(path: str | Path, size: int | None, kind: str) -> tuple[list, np
         raise FileNotFoundError(f"{path} is no folder (looked in {path.resolve().parent})")
     kind, found = detect(path) if kind == "auto" else (kind, groups(path, kind))
     if not found:
-        raise ValueError(f"{path} holds no clips; expected videos ({' '.join(VIDEOS)}), strips or folders of frames ({' '.join(IMAGES)}), or sub-folders of these named by label")
+        raise ValueError(
+            f"{path} holds no clips; expected videos ({' '.join(VIDEOS)}), strips or folders of frames ({' '.join(IMAGES)}), or sub-folders of these named by label"
+        )
     paths = [p for group in found.values() for p in group]
     clips = [read_frames(p, size) if kind == "frames" else read(p, size) for p in paths]
     for p, clip in zip(paths, clips):
         if clip.shape[1:] != clips[0].shape[1:]:
-            raise ValueError(f"{p} is {clip.shape[1]} x {clip.shape[2]}, {paths[0].name} {clips[0].shape[1]} x {clips[0].shape[2]}; give size= to bring all to one")
-    labels = None if "" in found else np.repeat(np.arange(len(found)), [len(g) for g in found.values()])
-    return clips, labels, () if "" in found else tuple(found), {"name": np.array([p.stem for p in paths])}
+            raise ValueError(
+                f"{p} is {clip.shape[1]} x {clip.shape[2]}, {paths[0].name} {clips[0].shape[1]} x {clips[0].shape[2]}; give size= to bring all to one"
+            )
+    labels = (
+        None
+        if "" in found
+        else np.repeat(np.arange(len(found)), [len(g) for g in found.values()])
+    )
+    return (
+        clips,
+        labels,
+        () if "" in found else tuple(found),
+        {"name": np.array([p.stem for p in paths])},
+    )
 
 # %% ../nbs/01_real_clips.ipynb #01037
 class Clips(SampledClips):
     __doc__ = StoredClips.__doc__
 
     def __repr__(self) -> str:
-        kinds = "" if self.labels is None else f", {len(self.label_names)} labels ({', '.join(self.label_names[:6])}{', ...' * (len(self.label_names) > 6)})"
-        where = "in a file" if isinstance(self.frames, np.memmap) else "in memory" if self.resident is None else f"on {self.device}"
+        kinds = (
+            ""
+            if self.labels is None
+            else f", {len(self.label_names)} labels ({', '.join(self.label_names[:6])}{', ...' * (len(self.label_names) > 6)})"
+        )
+        where = (
+            "in a file"
+            if isinstance(self.frames, np.memmap)
+            else "in memory"
+            if self.resident is None
+            else f"on {self.device}"
+        )
         return f"Clips: {len(self)} of {self.lengths.min()} to {self.lengths.max()} frames, {self.size[0]} x {self.size[1]}{kinds}, {where}"
 
     @property
@@ -234,38 +344,76 @@ class Clips(SampledClips):
         "Where each clip begins in `frames`, and the end; ValueError for a selection, whose clips needn't lie end to end."
         offsets = np.cumsum([0, *self.lengths])
         if offsets[-1] != len(self.frames) or (offsets[:-1] != self.starts).any():
-            raise ValueError("a selection shares the frames of the set it came from; use clip(i), or starts and lengths")
+            raise ValueError(
+                "a selection shares the frames of the set it came from; use clip(i), or starts and lengths"
+            )
         return offsets
 
     def resize(self, size: int | tuple[int, int]) -> "Clips":
         "The same clips at another size (middle cut to shape, anti-aliased)."
-        return from_list([fit(self.clip(i), size) for i in range(len(self))], self.labels, self.label_names, self.extra).to(self.device)
+        return from_list(
+            [fit(self.clip(i), size) for i in range(len(self))],
+            self.labels,
+            self.label_names,
+            self.extra,
+        ).to(self.device)
 
     def save(self, path: str | Path) -> Path:
         "Write an .npz (not compressed, so that it can be mapped); all of it or nothing."
         if Path(path).suffix != ".npz":
             raise ValueError(f"{path}: clips are saved as .npz")
-        labels = {} if self.labels is None else {"labels": self.labels, "label_names": np.array(self.label_names)}
+        labels = (
+            {}
+            if self.labels is None
+            else {"labels": self.labels, "label_names": np.array(self.label_names)}
+        )
         with atomic(path) as temporary:
-            np.savez(temporary, frames=np.concatenate([self.clip(i) for i in range(len(self))]), offsets=np.cumsum([0, *self.lengths]), **labels, **self.extra)
+            np.savez(
+                temporary,
+                frames=np.concatenate([self.clip(i) for i in range(len(self))]),
+                offsets=np.cumsum([0, *self.lengths]),
+                **labels,
+                **self.extra,
+            )
         return Path(path)
 
 # %% ../nbs/01_real_clips.ipynb #01038
-def from_list(clips: Sequence[np.ndarray], labels=None, label_names: Sequence[str] = (), extra: dict | None = None) -> Clips:
+def from_list(
+    clips: Sequence[np.ndarray],
+    labels=None,
+    label_names: Sequence[str] = (),
+    extra: dict | None = None,
+) -> Clips:
     "From clips of any lengths and one size. ValueError names the first that doesn't fit."
     if not len(clips):
         raise ValueError("no clips were given")
     for i, frames in enumerate(clips):
         check_frames(frames, f"clip {i}")
         if frames.shape[1:] != clips[0].shape[1:]:
-            raise ValueError(f"clip {i} has frames {frames.shape[1:]}, clip 0 {clips[0].shape[1:]}; bring them to one size first")
-    return Clips(np.concatenate(clips), np.cumsum([0, *map(len, clips)]), labels, label_names, extra)
+            raise ValueError(
+                f"clip {i} has frames {frames.shape[1:]}, clip 0 {clips[0].shape[1:]}; bring them to one size first"
+            )
+    return Clips(
+        np.concatenate(clips), np.cumsum([0, *map(len, clips)]), labels, label_names, extra
+    )
 
-def from_array(frames: UInt8[np.ndarray, "n t h w c"], labels=None, label_names: Sequence[str] = (), extra: dict | None = None) -> Clips:
+
+def from_array(
+    frames: UInt8[np.ndarray, "n t h w c"],
+    labels=None,
+    label_names: Sequence[str] = (),
+    extra: dict | None = None,
+) -> Clips:
     "From clips of one length, without copying them."
     if not isinstance(frames, np.ndarray) or frames.ndim != 5 or 0 in frames.shape:
         raise ValueError(f"expected uint8 clips (n t h w c), got {describe(frames)}")
-    return Clips(frames.reshape(-1, *frames.shape[2:]), np.arange(len(frames) + 1) * frames.shape[1], labels, label_names, extra)
+    return Clips(
+        frames.reshape(-1, *frames.shape[2:]),
+        np.arange(len(frames) + 1) * frames.shape[1],
+        labels,
+        label_names,
+        extra,
+    )
 
 # %% ../nbs/01_real_clips.ipynb #01039
 def from_npz(path: str | Path, mmap: bool = False) -> Clips:
@@ -273,16 +421,23 @@ def from_npz(path: str | Path, mmap: bool = False) -> Clips:
     try:
         return Clips(*fields(path, mmap))
     except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise ValueError(
+            str(error) if str(path) in str(error) else f"{path}: {error}"
+        ) from error
+
 
 def from_folder(path: str | Path, size: int | None = None, kind: str = "auto") -> Clips:
     "From a folder of videos, frame folders or strips; sub-folders of these are labels. `kind` overrules what it looks like."
     return from_list(*read_folder(path, size, kind))
 
-Clips.from_list, Clips.from_array, Clips.from_npz, Clips.from_folder = map(staticmethod, (from_list, from_array, from_npz, from_folder))
+
+Clips.from_list, Clips.from_array, Clips.from_npz, Clips.from_folder = map(
+    staticmethod, (from_list, from_array, from_npz, from_folder)
+)
 
 # %% ../nbs/01_real_clips.ipynb #01045
 FILES = {"weizmann": "weizmann64.npz", "sky": "sky64.npz", "coil": "coil100_64.npz"}
+
 
 def load(what: str | Path, size: int | None = None, mmap: bool = False, **options) -> Clips:
     """Clips by name ('shapes', 'weizmann', 'sky', 'coil') or path (an .npz or a folder), at `size` pixels.
@@ -290,13 +445,22 @@ def load(what: str | Path, size: int | None = None, mmap: bool = False, **option
     `options` are for shapes: n, length, seed and those of `draw_factors`. FileNotFoundError tells how to get what is missing.
     """
     if what == "shapes":
-        data = moving_shapes(options.pop("n", 2000), size=64 if size is None else size, **options)
-        return from_array(data.frames, data.labels, data.factors.motions, {name: getattr(data.factors, name) for name in (*CONTENT, *MOTION)})
+        data = moving_shapes(
+            options.pop("n", 2000), size=64 if size is None else size, **options
+        )
+        return from_array(
+            data.frames,
+            data.labels,
+            data.factors.motions,
+            {name: getattr(data.factors, name) for name in (*CONTENT, *MOTION)},
+        )
     if options:
         raise ValueError(f"{', '.join(options)}: these options only go with load('shapes')")
     path = data_file(FILES[what]) if what in FILES else Path(what)
     if not path.exists():
-        raise FileNotFoundError(f"{what!r} is neither a path nor a name; names are shapes, {', '.join(FILES)} (looked for {path.resolve()})")
+        raise FileNotFoundError(
+            f"{what!r} is neither a path nor a name; names are shapes, {', '.join(FILES)} (looked for {path.resolve()})"
+        )
     if path.is_dir():
         return from_folder(path, size)
     clips = from_npz(path, mmap)
@@ -310,19 +474,36 @@ def held_out(clips: Clips, **values) -> tuple[Clips, Clips]:
     """
     out = np.ones(len(clips), bool)
     for name, wanted in values.items():
-        if name == "label" and clips.labels is None or name != "label" and name not in clips.extra:
-            raise ValueError(f"no field {name!r}; these clips have {', '.join([*(['label'] if clips.labels is not None else []), *clips.extra]) or 'none'}")
-        column = np.array(clips.label_names)[clips.labels] if name == "label" else clips.extra[name]
+        if (
+            name == "label"
+            and clips.labels is None
+            or name != "label"
+            and name not in clips.extra
+        ):
+            raise ValueError(
+                f"no field {name!r}; these clips have {', '.join([*(['label'] if clips.labels is not None else []), *clips.extra]) or 'none'}"
+            )
+        column = (
+            np.array(clips.label_names)[clips.labels] if name == "label" else clips.extra[name]
+        )
         out &= np.isin(column, wanted)
     if out.all() or not out.any():
-        raise ValueError(f"{values} holds out {out.sum()} of {len(clips)} clips; both sides need at least one")
+        raise ValueError(
+            f"{values} holds out {out.sum()} of {len(clips)} clips; both sides need at least one"
+        )
     return clips.select(~out), clips.select(out)
 
 # %% ../nbs/01_real_clips.ipynb #01059b
 def mirrored(clips: Clips) -> Clips:
     "The clips and then their mirror images, with the same labels and fields: right only where left and right mean the same."
-    both = lambda v: np.concatenate([v, v])
-    frames = [clips.clip(i) for i in range(len(clips))]
-    return from_list(frames + [f[:, :, ::-1] for f in frames], None if clips.labels is None else both(clips.labels), clips.label_names,
-                     {k: v if k.endswith("_names") else both(v) for k, v in clips.extra.items()}).to(clips.device)
 
+    def both(v):
+        return np.concatenate([v, v])
+
+    frames = [clips.clip(i) for i in range(len(clips))]
+    return from_list(
+        frames + [f[:, :, ::-1] for f in frames],
+        None if clips.labels is None else both(clips.labels),
+        clips.label_names,
+        {k: v if k.endswith("_names") else both(v) for k, v in clips.extra.items()},
+    ).to(clips.device)

@@ -6,7 +6,13 @@ __all__ = ['PEOPLE', 'ACTIONS', 'HOME', 'LIMIT', 'FETCHERS', 'stream', 'check_zi
 
 # %% ../nbs/01_outside_files.ipynb #01005
 "Data sets from outside: downloads with checksums, archives and arrays that aren't trusted, the Weizmann actions."
-import hashlib, json, re, stat, tempfile, time, zipfile
+import hashlib
+import json
+import re
+import stat
+import tempfile
+import time
+import zipfile
 from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
@@ -26,17 +32,23 @@ ACTIONS = ("bend", "jack", "wave1", "wave2")
 HOME = "https://www.wisdom.weizmann.ac.il/~vision/VideoAnalysis/Demos/SpaceTimeActions/DB"
 
 # %% ../nbs/01_outside_files.ipynb #01016
-LIMIT = 500 * 2**20         # bytes: no archive we know of is nearly as large
+LIMIT = 500 * 2**20  # bytes: no archive we know of is nearly as large
+
 
 def stream(url: str, output: str | Path, pooch_: object = None, limit: int = LIMIT) -> None:
     "Copy `url` to a file. ConnectionError when fewer bytes come than were promised, ValueError when more than `limit`."
     done = 0
-    with urlopen(Request(url, headers={"User-Agent": "vidcourse"}), timeout=60) as answer, open(output, "wb") as file:
+    with (
+        urlopen(Request(url, headers={"User-Agent": "vidcourse"}), timeout=60) as answer,
+        open(output, "wb") as file,
+    ):
         promised = answer.headers.get("Content-Length")
         while part := answer.read(1 << 16):
             done += len(part)
             if done > limit:
-                raise ValueError(f"{url} is larger than {limit / 2**20:.1f} MB, which nothing here should be; stopped")
+                raise ValueError(
+                    f"{url} is larger than {limit / 2**20:.1f} MB, which nothing here should be; stopped"
+                )
             file.write(part)
     if promised is not None and done != int(promised):
         raise ConnectionError(f"{url} broke off after {done} of {promised} bytes")
@@ -52,12 +64,15 @@ def check_zip(path: Path) -> None:
     if broken:
         raise ValueError(f"{path.name} is damaged ({broken}); it was not kept, fetch it again")
 
+
 def read_lock(lock: Path) -> dict[str, dict]:
     "The checksums of earlier fetches, by file name; empty when there were none. ValueError for a broken lock file."
     try:
         return json.loads(lock.read_text()) if lock.exists() else {}
     except ValueError as error:
-        raise ValueError(f"{lock} is no lock file ({error}); restore it, or delete it to accept what is fetched next") from error
+        raise ValueError(
+            f"{lock} is no lock file ({error}); restore it, or delete it to accept what is fetched next"
+        ) from error
 
 # %% ../nbs/01_outside_files.ipynb #01020
 def record(lock: Path, path: Path) -> None:
@@ -65,22 +80,37 @@ def record(lock: Path, path: Path) -> None:
     data = path.read_bytes()
     entry = {path.name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}}
     with atomic(lock) as temporary:
-        temporary.write_text(json.dumps({**read_lock(lock), **entry}, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(
+            json.dumps({**read_lock(lock), **entry}, indent=1, sort_keys=True) + "\n"
+        )
+
 
 def retrieve(url: str, folder: Path, known: str | None, limit: int, attempts: int) -> Path:
     "Download by way of pooch, trying again when the connection breaks; ConnectionError when it always does."
     pooch.get_logger().setLevel("WARNING")
     for attempt in range(attempts):
         try:
-            return Path(pooch.retrieve(url, known, url.rsplit("/", 1)[-1], folder, downloader=partial(stream, limit=limit)))
-        except OSError as error:                      # no route, refused, timed out, broken off
+            return Path(
+                pooch.retrieve(
+                    url,
+                    known,
+                    url.rsplit("/", 1)[-1],
+                    folder,
+                    downloader=partial(stream, limit=limit),
+                )
+            )
+        except OSError as error:  # no route, refused, timed out, broken off
             final = attempt + 1 == attempts or isinstance(error, HTTPError) and error.code < 500
             if final:
-                raise ConnectionError(f"{url} could not be fetched: {error}. Nothing half-written was kept; run the same command again") from error
-            time.sleep(.1 * 4**attempt)
+                raise ConnectionError(
+                    f"{url} could not be fetched: {error}. Nothing half-written was kept; run the same command again"
+                ) from error
+            time.sleep(0.1 * 4**attempt)
 
 # %% ../nbs/01_outside_files.ipynb #01021
-def download(url: str, folder: str | Path, lock: str | Path, limit: int = LIMIT, attempts: int = 3) -> Path:
+def download(
+    url: str, folder: str | Path, lock: str | Path, limit: int = LIMIT, attempts: int = 3
+) -> Path:
     """Fetch an archive, whole and the same as the first time. The first time, its checksum goes into `lock`.
 
     ConnectionError when it can't be fetched, ValueError when it is damaged or has changed; then no file is left.
@@ -91,8 +121,10 @@ def download(url: str, folder: str | Path, lock: str | Path, limit: int = LIMIT,
         path = retrieve(url, folder, known, limit, attempts)
     except ValueError as error:
         if known and "hash" in str(error):
-            raise ValueError(f"{url} is not the file of the first fetch (its SHA-256 is not the one in {lock}): damaged on the way, or replaced. "
-                             f"Fetch again; if the new file is right, remove {name} from the lock file") from error
+            raise ValueError(
+                f"{url} is not the file of the first fetch (its SHA-256 is not the one in {lock}): damaged on the way, or replaced. "
+                f"Fetch again; if the new file is right, remove {name} from the lock file"
+            ) from error
         raise
     if not known:
         try:
@@ -113,14 +145,27 @@ def unpack(archive: Path, folder: Path, wanted: str, limit: int = LIMIT) -> dict
         infos = [info for info in source.infolist() if not info.is_dir()]
         for info in infos:
             parts = re.split(r"[/\\]", info.filename)
-            if ".." in parts or parts[0] == "" or ":" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
-                raise ValueError(f"{archive.name} holds {info.filename!r}, which leads out of its folder; nothing was unpacked")
-        chosen = [info for info in infos if re.fullmatch(wanted, info.filename.rsplit("/", 1)[-1])]
+            if (
+                ".." in parts
+                or parts[0] == ""
+                or ":" in info.filename
+                or stat.S_ISLNK(info.external_attr >> 16)
+            ):
+                raise ValueError(
+                    f"{archive.name} holds {info.filename!r}, which leads out of its folder; nothing was unpacked"
+                )
+        chosen = [
+            info for info in infos if re.fullmatch(wanted, info.filename.rsplit("/", 1)[-1])
+        ]
         names = [info.filename.rsplit("/", 1)[-1] for info in chosen]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{archive.name} holds {twice[0]!r} twice, and only one can be right; nothing was unpacked")
+            raise ValueError(
+                f"{archive.name} holds {twice[0]!r} twice, and only one can be right; nothing was unpacked"
+            )
         if (size := sum(info.file_size for info in chosen)) > limit:
-            raise ValueError(f"{archive.name} would unpack to {size / 2**20:.1f} MB, more than the {limit / 2**20:.1f} MB allowed; nothing was unpacked")
+            raise ValueError(
+                f"{archive.name} would unpack to {size / 2**20:.1f} MB, more than the {limit / 2**20:.1f} MB allowed; nothing was unpacked"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for info, name in zip(chosen, names):
             (folder / name).write_bytes(source.read(info))
@@ -132,15 +177,23 @@ def map_member(path: Path, name: str) -> np.memmap:
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{path} is compressed and can't be mapped; load it without mmap and save() it: that file can be")
+        raise ValueError(
+            f"{path} is compressed and can't be mapped; load it without mmap and save() it: that file can be"
+        )
     with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)                                       # two lengths, of the name and of what follows it
+        file.seek(info.header_offset + 26)  # two lengths, of the name and of what follows it
         file.seek(sum(int.from_bytes(file.read(2), "little") for _ in range(2)), 1)
         version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = header(file)
         if dtype.hasobject:
-            raise ValueError(f"{path} holds Python objects; these are never loaded, since that could run code")
+            raise ValueError(
+                f"{path} holds Python objects; these are never loaded, since that could run code"
+            )
         return np.memmap(path, dtype, "r", file.tell(), shape, order="F" if fortran else "C")
 
 # %% ../nbs/01_outside_files.ipynb #01035
@@ -153,10 +206,26 @@ def open_npz(path: str | Path, mmap: bool = False) -> tuple[dict[str, np.ndarray
         with np.load(path, allow_pickle=False) as archive:
             pictures = next((name for name in ("frames", "video") if name in archive), None)
             if pictures is None:
-                raise ValueError(f"it holds {', '.join(archive) or 'nothing'}, but neither `frames` nor `video`")
-            arrays = {name: archive[name] for name in archive if not (mmap and name == pictures)}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zipfile.zlib.error, AttributeError, TypeError) as error:
-        what = "Python objects in it are never loaded, since that could run code" if "pickle" in str(error) else str(error)
+                raise ValueError(
+                    f"it holds {', '.join(archive) or 'nothing'}, but neither `frames` nor `video`"
+                )
+            arrays = {
+                name: archive[name] for name in archive if not (mmap and name == pictures)
+            }
+    except (
+        ValueError,
+        EOFError,
+        OSError,
+        zipfile.BadZipFile,
+        zipfile.zlib.error,
+        AttributeError,
+        TypeError,
+    ) as error:
+        what = (
+            "Python objects in it are never loaded, since that could run code"
+            if "pickle" in str(error)
+            else str(error)
+        )
         raise ValueError(f"{path} is no archive of clips: {what}") from error
     return ({**arrays, pictures: map_member(path, pictures)} if mmap else arrays), pictures
 
@@ -166,10 +235,12 @@ def around_motion(frames: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t 
     t, h, w, c = frames.shape
     if w <= h:
         return frames
-    moving = np.clip(frames.astype(np.float32).std(0).mean(-1) - 4, 0, None).sum(0)         # 4 grey levels are noise
-    centre = (moving * (np.arange(w) + .5)).sum() / moving.sum() if moving.any() else w / 2
+    moving = np.clip(frames.astype(np.float32).std(0).mean(-1) - 4, 0, None).sum(
+        0
+    )  # 4 grey levels are noise
+    centre = (moving * (np.arange(w) + 0.5)).sum() / moving.sum() if moving.any() else w / 2
     left = int(np.clip(round(centre - h / 2), 0, w - h))
-    return frames[:, :, left:left + h]
+    return frames[:, :, left : left + h]
 
 # %% ../nbs/01_outside_files.ipynb #01041
 def convert(videos: dict[str, Path], target: Path, size: int = 64) -> Path:
@@ -177,25 +248,50 @@ def convert(videos: dict[str, Path], target: Path, size: int = 64) -> Path:
     order = [(p, a) for p in range(len(PEOPLE)) for a in range(len(ACTIONS))]
     names = [f"{PEOPLE[p]}_{ACTIONS[a]}.avi" for p, a in order]
     if missing := [name for name in names if name not in videos]:
-        raise ValueError(f"{len(missing)} of {len(names)} videos are missing from the archives: {', '.join(missing[:5])}")
-    clips = [fit(around_motion(read(videos[name])), size) for name in tqdm(names, desc="converting", unit="clip")]
+        raise ValueError(
+            f"{len(missing)} of {len(names)} videos are missing from the archives: {', '.join(missing[:5])}"
+        )
+    clips = [
+        fit(around_motion(read(videos[name])), size)
+        for name in tqdm(names, desc="converting", unit="clip")
+    ]
     person, action = np.array(order).T
     with atomic(target) as temporary:
-        np.savez(temporary, frames=np.concatenate(clips), offsets=np.cumsum([0, *map(len, clips)]), action=action, person=person,
-                 action_names=np.array(ACTIONS), person_names=np.array(PEOPLE))
+        np.savez(
+            temporary,
+            frames=np.concatenate(clips),
+            offsets=np.cumsum([0, *map(len, clips)]),
+            action=action,
+            person=person,
+            action_names=np.array(ACTIONS),
+            person_names=np.array(PEOPLE),
+        )
     return target
 
 # %% ../nbs/01_outside_files.ipynb #01042
-def fetch_weizmann(out: str | Path | None = None, base_url: str = HOME, lock: str | Path | None = None, keep: bool = False, force: bool = False) -> Path:
+def fetch_weizmann(
+    out: str | Path | None = None,
+    base_url: str = HOME,
+    lock: str | Path | None = None,
+    keep: bool = False,
+    force: bool = False,
+) -> Path:
     """Fetch the Weizmann actions, check them, and write `weizmann64.npz` into `out` (default: `data_root()`).
 
     What is there already is left alone unless `force`. `keep` keeps the archives. Errors: those of `download`, `unpack` and `convert`.
     """
     out = Path(out or data_root())
-    target, lock, waiting = out / "weizmann64.npz", Path(lock or out / "weizmann.lock.json"), out / "weizmann-archives"
+    target, lock, waiting = (
+        out / "weizmann64.npz",
+        Path(lock or out / "weizmann.lock.json"),
+        out / "weizmann-archives",
+    )
     if target.exists() and not force:
         return target
-    archives = [download(f"{base_url.rstrip('/')}/{a}.zip", waiting, lock) for a in tqdm(ACTIONS, desc="fetching", unit="archive")]
+    archives = [
+        download(f"{base_url.rstrip('/')}/{a}.zip", waiting, lock)
+        for a in tqdm(ACTIONS, desc="fetching", unit="archive")
+    ]
     with tempfile.TemporaryDirectory() as work:
         videos = {}
         for path in archives:
@@ -210,8 +306,12 @@ def fetch_weizmann(out: str | Path | None = None, base_url: str = HOME, lock: st
 # %% ../nbs/01_outside_files.ipynb #01043
 FETCHERS = {"weizmann": fetch_weizmann}
 
+
 def fetch(name: str, **options) -> Path:
     "Fetch a data set by name into `data_root()`; `options` go to its own function. ValueError lists the names."
     if name not in FETCHERS:
-        raise ValueError(f"no way to fetch {name!r}; known: {', '.join(FETCHERS)}" + (" (shapes are drawn, nothing needs fetching)" if name == "shapes" else ""))
+        raise ValueError(
+            f"no way to fetch {name!r}; known: {', '.join(FETCHERS)}"
+            + (" (shapes are drawn, nothing needs fetching)" if name == "shapes" else "")
+        )
     return FETCHERS[name](**options)

@@ -17,22 +17,36 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 # %% ../nbs/02_metrics.ipynb #02006
-def shuffle_frames(clips: Float[Tensor, "n c t h w"], generator: torch.Generator | None = None) -> Float[Tensor, "n c t h w"]:
+def shuffle_frames(
+    clips: Float[Tensor, "n c t h w"], rng: torch.Generator | None = None
+) -> Float[Tensor, "n c t h w"]:
     """The same frames in random order, another order for each clip: right frame by frame, wrong in time."""
-    device = generator.device if generator is not None else "cpu"
-    order = torch.rand(clips.shape[0], clips.shape[2], generator=generator, device=device).argsort(1).to(clips.device)
-    return clips[torch.arange(len(clips), device=clips.device)[:, None], :, order].transpose(1, 2)
+    device = rng.device if rng is not None else "cpu"
+    order = (
+        torch.rand(clips.shape[0], clips.shape[2], generator=rng, device=device)
+        .argsort(1)
+        .to(clips.device)
+    )
+    return clips[torch.arange(len(clips), device=clips.device)[:, None], :, order].transpose(
+        1, 2
+    )
 
 # %% ../nbs/02_metrics.ipynb #02009
-def brightness(clips: Float[Tensor, "n 3 t h w"], background: Float[Tensor, "n 3 h w"] | None = None) -> Float[Tensor, "n t h w"]:
+def brightness(
+    clips: Float[Tensor, "n 3 t h w"], background: Float[Tensor, "n 3 h w"] | None = None
+) -> Float[Tensor, "n t h w"]:
     """How far each pixel is from the background, 0 to 1: the largest of the three channels.
 
     Without a `background` (clean, in [-1, 1], one a clip) it is taken to be black.
     """
     if clips.ndim != 5 or clips.shape[1] != 3 or not clips.is_floating_point():
-        raise ValueError(f"clips must be float (n, 3, t, h, w) in [-1, 1], got {tuple(clips.shape)} {clips.dtype}; "
-                         "vidcourse.video.to_float makes them from uint8 frames")
-    return ((clips - (-1.0 if background is None else background[:, :, None])) / 2).abs().amax(1)
+        raise ValueError(
+            f"clips must be float (n, 3, t, h, w) in [-1, 1], got {tuple(clips.shape)} {clips.dtype}; "
+            "vidcourse.video.to_float makes them from uint8 frames"
+        )
+    return (
+        ((clips - (-1.0 if background is None else background[:, :, None])) / 2).abs().amax(1)
+    )
 
 # %% ../nbs/02_metrics.ipynb #02011
 def centroid(weights: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b 2"]:
@@ -41,17 +55,30 @@ def centroid(weights: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b 2"]:
     x = (torch.arange(w, device=weights.device) + 0.5) * 2 / w - 1
     y = (torch.arange(h, device=weights.device) + 0.5) * 2 / h - 1
     total = weights.sum((-2, -1))
-    return torch.stack([(weights.sum(-2) * x).sum(-1), (weights.sum(-1) * y).sum(-1)], -1) / total[..., None]
+    return (
+        torch.stack([(weights.sum(-2) * x).sum(-1), (weights.sum(-1) * y).sum(-1)], -1)
+        / total[..., None]
+    )
 
 # %% ../nbs/02_metrics.ipynb #02014
 class Tracks(NamedTuple):
     """What was measured of the object in every frame of every clip."""
-    centroids: Float[Tensor, "n t 2"]   # x right, y down, [-1, 1]; NaN in a frame without an object
-    colours: Float[Tensor, "n t 3"]     # red, green, blue in [0, 1]; black in a frame without an object
-    area: Float[Tensor, "n t"]          # share of the frame, 0 to 1
 
-def track(clips: Float[Tensor, "n 3 t h w"], mask: Float[Tensor, "n t h w"] | None = None,
-          background: Float[Tensor, "n 3 h w"] | None = None, threshold: float = 0.25) -> Tracks:
+    centroids: Float[
+        Tensor, "n t 2"
+    ]  # x right, y down, [-1, 1]; NaN in a frame without an object
+    colours: Float[
+        Tensor, "n t 3"
+    ]  # red, green, blue in [0, 1]; black in a frame without an object
+    area: Float[Tensor, "n t"]  # share of the frame, 0 to 1
+
+
+def track(
+    clips: Float[Tensor, "n 3 t h w"],
+    mask: Float[Tensor, "n t h w"] | None = None,
+    background: Float[Tensor, "n 3 h w"] | None = None,
+    threshold: float = 0.25,
+) -> Tracks:
     """Position, colour and area of the one object in each frame, from pixels alone.
 
     The object is what differs from the background (black if none is given) by more than `threshold` in some channel;
@@ -62,17 +89,24 @@ def track(clips: Float[Tensor, "n 3 t h w"], mask: Float[Tensor, "n t h w"] | No
     weights = weights * (weights > threshold)
     peak = weights.amax((-2, -1), keepdim=True)
     core = ((weights >= 0.9 * peak) & (peak > 0)).to(clips.dtype)
-    colours = torch.einsum("ncthw,nthw->ntc", (clips + 1) / 2, core) / core.sum((-2, -1)).clamp_min(1)[..., None]
-    return Tracks(centroid(weights), colours, (weights > 0.5 * peak).to(clips.dtype).mean((-2, -1)))
+    colours = (
+        torch.einsum("ncthw,nthw->ntc", (clips + 1) / 2, core)
+        / core.sum((-2, -1)).clamp_min(1)[..., None]
+    )
+    return Tracks(
+        centroid(weights), colours, (weights > 0.5 * peak).to(clips.dtype).mean((-2, -1))
+    )
 
 # %% ../nbs/02_metrics.ipynb #02022
 def object_colour(clips: Float[Tensor, "n 3 t h w"], **options) -> Float[Tensor, "n t 3"]:
     """Colour of the object in every frame, [0, 1]; the options are those of `track`."""
     return track(clips, **options).colours
 
+
 def speed(centroids: Float[Tensor, "*b t 2"]) -> Float[Tensor, "*b s"]:
     """Distance from each frame to the next, in half frame widths (`s = t - 1`)."""
     return centroids.diff(dim=-2).norm(dim=-1)
+
 
 def frame_change(clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, " n"]:
     """Mean absolute change of a pixel from one frame to the next, clips in [-1, 1]: 0 for a frozen clip."""
@@ -86,65 +120,92 @@ def acd(features: Float[Tensor, "n t d"]) -> float:
     """
     n, t, _ = features.shape
     if t < 2:
-        raise ValueError(f"ACD compares the frames of a clip and needs at least 2; got features of shape {tuple(features.shape)}")
+        raise ValueError(
+            f"ACD compares the frames of a clip and needs at least 2; got features of shape {tuple(features.shape)}"
+        )
     pairs = (features[:, :, None] - features[:, None]).norm(dim=-1)
     return (pairs.sum((1, 2)) / (t * (t - 1))).mean().item()
 
 # %% ../nbs/02_metrics.ipynb #02031
 class ColourSpread(NamedTuple):
     """Root mean square spreads on a content x motion grid; of colour: RGB in [0, 1], squares summed over channels."""
-    in_clip: float   # over the frames of one clip
-    across: float    # of the clips' means, over the motions of one content
-    within: float    # both together: over all frames of all motions of one content
-    between: float   # of the contents' means
-    ratio: float     # within / between
+
+    in_clip: float  # over the frames of one clip
+    across: float  # of the clips' means, over the motions of one content
+    within: float  # both together: over all frames of all motions of one content
+    between: float  # of the contents' means
+    ratio: float  # within / between
+
 
 def colour_spread(features: Float[Tensor, "contents motions t d"]) -> ColourSpread:
     """The spreads of any feature that is measured in every frame of a grid."""
-    rms = lambda variance: variance.sum(-1).mean().sqrt().item()
+
+    def rms(variance):
+        return variance.sum(-1).mean().sqrt().item()
+
     clip, content = features.mean(2), features.mean((1, 2))
     within, between = rms(features.flatten(1, 2).var(1, correction=0)), rms(content.var(0))
-    return ColourSpread(rms(features.var(2, correction=0)), rms(clip.var(1, correction=0)), within, between,
-                        within / between if between > 0 else float("inf"))
+    return ColourSpread(
+        rms(features.var(2, correction=0)),
+        rms(clip.var(1, correction=0)),
+        within,
+        between,
+        within / between if between > 0 else float("inf"),
+    )
 
 # %% ../nbs/02_metrics.ipynb #02032
 def check_grid(clips: Tensor) -> tuple[int, int]:
     """Contents and motions of a grid of clips; ValueError for what is no grid."""
     if clips.ndim != 6 or min(clips.shape[:2]) < 2:
-        raise ValueError(f"a grid is (contents, motions, 3, t, h, w) with at least 2 of both, got {tuple(clips.shape)}")
+        raise ValueError(
+            f"a grid is (contents, motions, 3, t, h, w) with at least 2 of both, got {tuple(clips.shape)}"
+        )
     return clips.shape[0], clips.shape[1]
+
 
 def colour_ratio(clips: Float[Tensor, "contents motions 3 t h w"], **options) -> ColourSpread:
     """How much of the colour depends on something else than content: 0 is perfect control, 1 and more is none.
 
     `clips[i, j]` was made from content code i and motion code j. The options are those of `track`.
     """
-    return colour_spread(object_colour(clips.flatten(0, 1), **options).unflatten(0, check_grid(clips)))
+    return colour_spread(
+        object_colour(clips.flatten(0, 1), **options).unflatten(0, check_grid(clips))
+    )
 
 # %% ../nbs/02_metrics.ipynb #02035
 class ShapeAgreement(NamedTuple):
     """Mean overlap (IoU, 0 to 1) of two silhouettes moved to the middle of the frame."""
-    same: float        # two frames of one content, any motion
-    different: float   # two frames of different contents
 
-def silhouettes(clips: Float[Tensor, "n 3 t h w"], threshold: float = 0.25) -> Float[Tensor, "n t h w"]:
+    same: float  # two frames of one content, any motion
+    different: float  # two frames of different contents
+
+
+def silhouettes(
+    clips: Float[Tensor, "n 3 t h w"], threshold: float = 0.25
+) -> Float[Tensor, "n t h w"]:
     """The object's mask (0 or 1), moved so that its centroid is the middle of the frame."""
     light = brightness(clips)
     light = light * (light > threshold)
     theta = torch.eye(2, 3, device=clips.device).repeat(light.shape[0] * light.shape[1], 1, 1)
     theta[:, :, 2] = centroid(light).flatten(0, 1).nan_to_num(0.0)
     solid = (light / light.amax((-2, -1), keepdim=True).clamp_min(1e-6)).flatten(0, 1)[:, None]
-    moved = F.grid_sample(solid, F.affine_grid(theta, list(solid.shape), align_corners=False), align_corners=False)
+    moved = F.grid_sample(
+        solid, F.affine_grid(theta, list(solid.shape), align_corners=False), align_corners=False
+    )
     return (moved > 0.5).float().view(light.shape)
 
 # %% ../nbs/02_metrics.ipynb #02036
-def shape_agreement(clips: Float[Tensor, "contents motions 3 t h w"], every: int = 4, threshold: float = 0.25) -> ShapeAgreement:
+def shape_agreement(
+    clips: Float[Tensor, "contents motions 3 t h w"], every: int = 4, threshold: float = 0.25
+) -> ShapeAgreement:
     """Is the silhouette the content's own? IoU of centred masks of one content, beside that of different contents.
 
     Uses each `every`-th frame. Control shows as `same` near 1 and `different` clearly lower.
     """
     k, _ = check_grid(clips)
-    s = silhouettes(clips[:, :, :, ::every].flatten(0, 1), threshold).reshape(k, -1, clips.shape[-2] * clips.shape[-1])
+    s = silhouettes(clips[:, :, :, ::every].flatten(0, 1), threshold).reshape(
+        k, -1, clips.shape[-2] * clips.shape[-1]
+    )
     content, s = torch.arange(k, device=s.device).repeat_interleave(s.shape[1]), s.flatten(0, 1)
     overlap, size = s @ s.T, s.sum(1)
     union = size[:, None] + size - overlap
@@ -162,6 +223,7 @@ def fill_gaps(centroids: Float[Tensor, "n t 2"]) -> Float[Tensor, "n t 2"]:
         out[:, t] = torch.where(seen[:, t, None], out[:, t], out[:, t - 1] if t else first)
     return out
 
+
 def pair_correlation(paths: Float[Tensor, "*b k s"]) -> Float[Tensor, "*b"]:
     """Mean correlation over the pairs of k centred rows; a constant row has correlation 0 with all."""
     k, unit = paths.shape[-2], paths / paths.norm(dim=-1, keepdim=True).clamp_min(1e-6)
@@ -171,12 +233,18 @@ def pair_correlation(paths: Float[Tensor, "*b k s"]) -> Float[Tensor, "*b"]:
 # %% ../nbs/02_metrics.ipynb #02041
 class PathAgreement(NamedTuple):
     """How alike the paths of one motion code are over all contents."""
-    score: float                           # mean of per_axis over the axes that move; 0 when none does
-    per_axis: Float[Tensor, "motions 2"]   # mean correlation of all pairs of contents; NaN where the axis doesn't move
-    moving: float                          # share of the (motion, axis) pairs that move
-    joint: float                           # the same with x and y as one path, each weighed by how far it moves
 
-def path_correlation(centroids: Float[Tensor, "contents motions t 2"], still: float = 0.05) -> PathAgreement:
+    score: float  # mean of per_axis over the axes that move; 0 when none does
+    per_axis: Float[
+        Tensor, "motions 2"
+    ]  # mean correlation of all pairs of contents; NaN where the axis doesn't move
+    moving: float  # share of the (motion, axis) pairs that move
+    joint: float  # the same with x and y as one path, each weighed by how far it moves
+
+
+def path_correlation(
+    centroids: Float[Tensor, "contents motions t 2"], still: float = 0.05
+) -> PathAgreement:
     """Correlation over time of the object's positions, between clips that share a motion code.
 
     An axis of a motion *moves* when the standard deviation of the position over time, averaged over contents, is at
@@ -185,28 +253,43 @@ def path_correlation(centroids: Float[Tensor, "contents motions t 2"], still: fl
     """
     k, m, t, _ = centroids.shape
     if k < 2 or t < 2:
-        raise ValueError(f"needs at least 2 contents and 2 frames, got centroids of shape {tuple(centroids.shape)}")
+        raise ValueError(
+            f"needs at least 2 contents and 2 frames, got centroids of shape {tuple(centroids.shape)}"
+        )
     paths = fill_gaps(centroids.flatten(0, 1)).unflatten(0, (k, m)).double()
-    paths = (paths - paths.mean(2, keepdim=True)).permute(1, 3, 0, 2)          # motions, axis, contents, t
-    moves = paths.pow(2).mean(-1).sqrt().mean(-1) >= still                     # motions, axis
+    paths = (paths - paths.mean(2, keepdim=True)).permute(
+        1, 3, 0, 2
+    )  # motions, axis, contents, t
+    moves = paths.pow(2).mean(-1).sqrt().mean(-1) >= still  # motions, axis
     if not moves.any():
         return PathAgreement(0.0, torch.full((m, 2), float("nan")), 0.0, 0.0)
     per_axis = pair_correlation(paths).masked_fill(~moves, float("nan")).float()
     joint = pair_correlation(paths.permute(0, 2, 3, 1).flatten(2))[moves.any(1)]
-    return PathAgreement(per_axis[moves].mean().item(), per_axis, moves.float().mean().item(), joint.mean().item())
+    return PathAgreement(
+        per_axis[moves].mean().item(),
+        per_axis,
+        moves.float().mean().item(),
+        joint.mean().item(),
+    )
 
 # %% ../nbs/02_metrics.ipynb #02044
-def mask_iou(predicted: Float[Tensor, "*b h w"], true: Float[Tensor, "*b h w"], threshold: float = 0.5) -> Float[Tensor, "*b"]:
+def mask_iou(
+    predicted: Float[Tensor, "*b h w"], true: Float[Tensor, "*b h w"], threshold: float = 0.5
+) -> Float[Tensor, "*b"]:
     """Intersection over union of two masks per frame, both cut at `threshold`; 1 where both are empty."""
     a, b = predicted > threshold, true > threshold
     union = (a | b).sum((-2, -1))
     return torch.where(union > 0, (a & b).sum((-2, -1)) / union.clamp_min(1), 1.0)
 
 # %% ../nbs/02_metrics.ipynb #02045
-def psnr(clips: Float[Tensor, "n *rest"], truth: Float[Tensor, "n *rest"], span: float = 2.0) -> Float[Tensor, " n"]:
+def psnr(
+    clips: Float[Tensor, "n *rest"], truth: Float[Tensor, "n *rest"], span: float = 2.0
+) -> Float[Tensor, " n"]:
     """Peak signal to noise ratio of each clip in dB, for values that span `span` (2 for [-1, 1]); infinite when equal."""
     if clips.shape != truth.shape:
-        raise ValueError(f"clips and truth must have one shape, got {tuple(clips.shape)} and {tuple(truth.shape)}")
+        raise ValueError(
+            f"clips and truth must have one shape, got {tuple(clips.shape)} and {tuple(truth.shape)}"
+        )
     return 10 * torch.log10(span**2 / (clips - truth).pow(2).flatten(1).mean(1))
 
 # %% ../nbs/02_metrics.ipynb #02052
@@ -218,29 +301,49 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     the meaning: the value is biased upward. ValueError for NaN, infinity or sets that don't fit.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"needs two sets of at least 2 vectors of one length, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"needs two sets of at least 2 vectors of one length, got shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     a, b = a.detach().double(), b.detach().double()
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("the features hold NaN or infinity; look at the clips that gave them")
     A, B = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
     roots = torch.linalg.svdvals(torch.linalg.qr(A).R @ torch.linalg.qr(B).R.T)
-    return ((a.mean(0) - b.mean(0)).pow(2).sum() + A.pow(2).sum() + B.pow(2).sum() - 2 * roots.sum()).clamp_min(0).item()
+    return (
+        (
+            (a.mean(0) - b.mean(0)).pow(2).sum()
+            + A.pow(2).sum()
+            + B.pow(2).sum()
+            - 2 * roots.sum()
+        )
+        .clamp_min(0)
+        .item()
+    )
 
 # %% ../nbs/02_metrics.ipynb #02059
 class Matching(NamedTuple):
     """Which class each category stands for, and how often that is right."""
-    classes: np.ndarray   # (categories,) class of each category, -1 for one that is left over
-    accuracy: float       # share of the clips whose category's class is the one seen
-    table: np.ndarray     # (categories, classes) counts
 
-def match_categories(categories: Int[Tensor, " n"], seen: Int[Tensor, " n"], n_categories: int, n_classes: int | None = None) -> Matching:
+    classes: np.ndarray  # (categories,) class of each category, -1 for one that is left over
+    accuracy: float  # share of the clips whose category's class is the one seen
+    table: np.ndarray  # (categories, classes) counts
+
+
+def match_categories(
+    categories: Int[Tensor, " n"],
+    seen: Int[Tensor, " n"],
+    n_categories: int,
+    n_classes: int | None = None,
+) -> Matching:
     """Give every unlabelled category a class of its own so that most clips agree (Hungarian assignment).
 
     `categories` were asked of the generator, `seen` is what a classifier saw. Optimistic for few clips, since the
     matching is chosen on the very clips it is scored on.
     """
     if categories.shape != seen.shape or len(seen) == 0:
-        raise ValueError(f"one category and one seen class a clip, got {tuple(categories.shape)} and {tuple(seen.shape)}")
+        raise ValueError(
+            f"one category and one seen class a clip, got {tuple(categories.shape)} and {tuple(seen.shape)}"
+        )
     table = np.zeros((n_categories, n_classes or n_categories), np.int64)
     np.add.at(table, (categories.cpu().numpy(), seen.cpu().numpy()), 1)
     rows, columns = linear_sum_assignment(table, maximize=True)

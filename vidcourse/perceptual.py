@@ -6,7 +6,9 @@ __all__ = ['MIXED', 'POOLS', 'resize', 'conv_block', 'VideoClassifier', 'augment
            'FrechetScore', 'fvd', 'same_padding', 'same_pool', 'Unit', 'Mixed', 'I3D', 'load_i3d']
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02005
-import json, os, time
+import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,26 +30,44 @@ def resize(clips: Float[Tensor, "n c t h w"], size: int) -> Float[Tensor, "n c t
     if clips.shape[-2:] == (size, size):
         return clips
     frames = clips.transpose(1, 2).flatten(0, 1)
-    small = F.interpolate(frames, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    small = F.interpolate(
+        frames, (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
     return small.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02009
 def conv_block(inputs: int, outputs: int, stride: tuple[int, int, int]) -> nn.Sequential:
     """3 x 3 x 3 convolution, batch normalisation, ReLU."""
-    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU()
+    )
+
 
 class VideoClassifier(nn.Module):
     """A small 3-D convolutional network that names what happens in a clip.
 
     Takes clips in [-1, 1] of any size (resized to `size`) and any length; trained on `length` frames at frame step `step`.
     """
-    def __init__(self, classes: tuple[str, ...] | list[str], size: int = 32, length: int = 16, step: int = 1, width: int = 16):
+
+    def __init__(
+        self,
+        classes: tuple[str, ...] | list[str],
+        size: int = 32,
+        length: int = 16,
+        step: int = 1,
+        width: int = 16,
+    ):
         super().__init__()
-        self.config = dict(classes=list(classes), size=size, length=length, step=step, width=width)
+        self.config = dict(
+            classes=list(classes), size=size, length=length, step=step, width=width
+        )
         self.classes, self.size, self.length, self.step = tuple(classes), size, length, step
         self.body = nn.Sequential(
-            conv_block(3, width, (1, 2, 2)), conv_block(width, 2 * width, (2, 2, 2)),
-            conv_block(2 * width, 4 * width, (2, 2, 2)), conv_block(4 * width, 4 * width, (1, 1, 1)))
+            conv_block(3, width, (1, 2, 2)),
+            conv_block(width, 2 * width, (2, 2, 2)),
+            conv_block(2 * width, 4 * width, (2, 2, 2)),
+            conv_block(4 * width, 4 * width, (1, 1, 1)),
+        )
         self.dropout, self.head = nn.Dropout(0.3), nn.Linear(4 * width, len(classes))
 
     def features(self, clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n d"]:
@@ -59,29 +79,47 @@ class VideoClassifier(nn.Module):
         return self.head(self.dropout(self.features(clips)))
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02012
-def augment(clips: Float[Tensor, "n 3 t h w"], generator: torch.Generator, flip: bool = False,
-            shift: float = 0.1, zoom: float = 0.1, light: float = 0.2) -> Float[Tensor, "n 3 t h w"]:
+def augment(
+    clips: Float[Tensor, "n 3 t h w"],
+    rng: torch.Generator,
+    flip: bool = False,
+    shift: float = 0.1,
+    zoom: float = 0.1,
+    light: float = 0.2,
+) -> Float[Tensor, "n 3 t h w"]:
     """The same event seen from elsewhere in other light; one draw for all frames of a clip.
 
     `flip` mirrors half of the clips left to right: only where the mirror image has the same label.
     """
-    draw = lambda *shape: torch.rand(len(clips), *shape, generator=generator).to(clips.device) * 2 - 1
+
+    def draw(*shape):
+        return torch.rand(len(clips), *shape, generator=rng).to(clips.device) * 2 - 1
+
     scale, theta = 1 + zoom * draw(), torch.zeros(len(clips), 2, 3, device=clips.device)
     theta[:, 0, 0] = scale * torch.where(draw() < 0, -1.0, 1.0) if flip else scale
     theta[:, 1, 1], theta[:, :, 2] = scale, shift * draw(2)
     flat = clips.flatten(1, 2)
-    moved = F.grid_sample(flat, F.affine_grid(theta, list(flat.shape), align_corners=False), padding_mode="border", align_corners=False)
+    moved = F.grid_sample(
+        flat,
+        F.affine_grid(theta, list(flat.shape), align_corners=False),
+        padding_mode="border",
+        align_corners=False,
+    )
     gain, offset = 1 + light * draw(3, 1, 1, 1), light * draw(3, 1, 1, 1)
     return (moved.view(clips.shape) * gain + offset).clamp(-1, 1)
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02015
-def windows(clips, length: int, step: int = 1, each: int = 4) -> tuple[Float[Tensor, "n c t h w"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+def windows(
+    clips, length: int, step: int = 1, each: int = 4
+) -> tuple[Float[Tensor, "n c t h w"], Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Up to `each` evenly spaced windows of every clip: (windows, labels, which clip each is from). No randomness."""
     out, owner, need = [], [], (length - 1) * step + 1
     for i in range(len(clips)):
         frames = clips.clip(i)
         if len(frames) < need:
-            raise ValueError(f"clip {i} has {len(frames)} frames; a window of {length} at frame step {step} needs {need}")
+            raise ValueError(
+                f"clip {i} has {len(frames)} frames; a window of {length} at frame step {step} needs {need}"
+            )
         for s in np.unique(np.linspace(0, len(frames) - need, each).astype(int)):
             out.append(frames[s : s + need : step])
             owner.append(i)
@@ -90,7 +128,9 @@ def windows(clips, length: int, step: int = 1, each: int = 4) -> tuple[Float[Ten
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02017
 @torch.no_grad()
-def in_batches(network: Callable[[Tensor], Tensor], clips: Float[Tensor, "n c t h w"], batch: int = 32) -> Float[Tensor, "n d"]:
+def in_batches(
+    network: Callable[[Tensor], Tensor], clips: Float[Tensor, "n c t h w"], batch: int = 32
+) -> Float[Tensor, "n d"]:
     """What a network (or a method of one) answers to many clips, a few at a time: in eval mode, on its device, answers on the CPU."""
     module = getattr(network, "__self__", network)
     if not isinstance(module, nn.Module):
@@ -101,13 +141,29 @@ def in_batches(network: Callable[[Tensor], Tensor], clips: Float[Tensor, "n c t 
     module.train(training)
     return out
 
-def accuracy(network: nn.Module, clips: Float[Tensor, "n 3 t h w"], labels: Int[Tensor, " n"]) -> float:
+
+def accuracy(
+    network: nn.Module, clips: Float[Tensor, "n 3 t h w"], labels: Int[Tensor, " n"]
+) -> float:
     """Share of the clips that the classifier names as their label says."""
     return (in_batches(network, clips).argmax(1) == labels.cpu()).float().mean().item()
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02018
-def train_classifier(clips, held_out=None, *, steps: int = 400, batch: int = 16, rate: float = 3e-3, seed: int = 0, length: int = 16,
-                     step: int = 1, size: int = 32, width: int = 16, device="cpu", **augmentation) -> tuple[VideoClassifier, dict]:
+def train_classifier(
+    clips,
+    held_out=None,
+    *,
+    steps: int = 400,
+    batch: int = 16,
+    rate: float = 3e-3,
+    seed: int = 0,
+    length: int = 16,
+    step: int = 1,
+    size: int = 32,
+    width: int = 16,
+    device="cpu",
+    **augmentation,
+) -> tuple[VideoClassifier, dict]:
     """Train a `VideoClassifier` on labelled `Clips`; `held_out`, other `Clips`, serve only to measure its accuracy.
 
     Returns the classifier (eval mode) and a record: accuracy over evenly spaced held-out windows, steps, seconds.
@@ -129,7 +185,11 @@ def train_classifier(clips, held_out=None, *, steps: int = 400, batch: int = 16,
     record = dict(steps=steps, seconds=round(time.perf_counter() - start, 1), seed=seed)
     if held_out is not None:
         x, y, _ = windows(held_out, length, step)
-        record |= dict(held_out_accuracy=accuracy(network, x, y), held_out_windows=len(y), held_out_clips=len(held_out))
+        record |= dict(
+            held_out_accuracy=accuracy(network, x, y),
+            held_out_windows=len(y),
+            held_out_clips=len(held_out),
+        )
     return network.eval(), record
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02023
@@ -139,8 +199,14 @@ def save_classifier(path: str | Path, network: VideoClassifier, **facts) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     note = json.dumps({"format": 1, "system": "classifier", "config": network.config, **facts})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(save({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, {"vidcourse": note}))
+    temporary.write_bytes(
+        save(
+            {k: v.cpu().contiguous() for k, v in network.state_dict().items()},
+            {"vidcourse": note},
+        )
+    )
     return temporary.replace(path)
+
 
 def load_classifier(path: str | Path) -> tuple[VideoClassifier, dict]:
     """Read what `save_classifier` wrote: (classifier in eval mode, facts). Runs no code from the file; ValueError for others."""
@@ -151,9 +217,13 @@ def load_classifier(path: str | Path) -> tuple[VideoClassifier, dict]:
             facts = json.loads((file.metadata() or {}).get("vidcourse", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); write it with save_classifier") from None
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); write it with save_classifier"
+        ) from None
     if (facts.get("system"), facts.get("format")) != ("classifier", 1):
-        raise ValueError(f"{path} holds {facts.get('system', 'unknown weights')}, format {facts.get('format')}; expected classifier, format 1")
+        raise ValueError(
+            f"{path} holds {facts.get('system', 'unknown weights')}, format {facts.get('format')}; expected classifier, format 1"
+        )
     network = VideoClassifier(**facts["config"])
     network.load_state_dict(tensors)
     return network.eval(), facts
@@ -161,12 +231,19 @@ def load_classifier(path: str | Path) -> tuple[VideoClassifier, dict]:
 # %% ../nbs/02_perceptual_metrics.ipynb #02036
 class MotionControl(NamedTuple):
     """How often the wanted class was seen in the clips."""
-    score: float
-    seen: Int[Tensor, " n"]   # the class the classifier saw in each clip
-    classes: np.ndarray       # the class each category stands for: 0, 1, 2, ... unless matched
-    table: np.ndarray         # (wanted, seen) counts
 
-def motion_control_score(clips: Float[Tensor, "n 3 t h w"], wanted: Int[Tensor, " n"], classifier: nn.Module, match: bool = False) -> MotionControl:
+    score: float
+    seen: Int[Tensor, " n"]  # the class the classifier saw in each clip
+    classes: np.ndarray  # the class each category stands for: 0, 1, 2, ... unless matched
+    table: np.ndarray  # (wanted, seen) counts
+
+
+def motion_control_score(
+    clips: Float[Tensor, "n 3 t h w"],
+    wanted: Int[Tensor, " n"],
+    classifier: nn.Module,
+    match: bool = False,
+) -> MotionControl:
     """Motion control score of MoCoGAN (2018): accuracy, on generated clips, of a classifier trained on real ones.
 
     `match=True` is for categories without names: they are first given to classes, one each, so that most clips agree.
@@ -177,41 +254,65 @@ def motion_control_score(clips: Float[Tensor, "n 3 t h w"], wanted: Int[Tensor, 
     found = match_categories(wanted, seen, max(classes, int(wanted.max()) + 1), classes)
     if match:
         return MotionControl(found.accuracy, seen, found.classes, found.table)
-    return MotionControl((seen == wanted).float().mean().item(), seen, np.arange(len(found.table)), found.table)
+    return MotionControl(
+        (seen == wanted).float().mean().item(), seen, np.arange(len(found.table)), found.table
+    )
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02040
 class FrechetScore(NamedTuple):
     """A Frechet distance and the protocol without which it means nothing."""
+
     value: float
     protocol: dict
 
     def __str__(self) -> str:
         return f"{self.value:.4g} ({', '.join(f'{k} {v}' for k, v in self.protocol.items())})"
 
-def fvd(real: Float[Tensor, "n 3 t h w"], fake: Float[Tensor, "m 3 t2 h2 w2"], features: Callable[[Tensor], Tensor], batch: int = 8) -> FrechetScore:
+
+def fvd(
+    real: Float[Tensor, "n 3 t h w"],
+    fake: Float[Tensor, "m 3 t2 h2 w2"],
+    features: Callable[[Tensor], Tensor],
+    batch: int = 8,
+) -> FrechetScore:
     """Frechet distance of two sets of clips under a network's features, with its protocol.
 
     `features`: an `I3D` (its logits; then this is the Frechet video distance of Unterthiner et al. 2018) or the method
     `features` of a `VideoClassifier`. Only values of one and the same protocol may be compared.
     """
     owner = getattr(features, "__self__", features)
-    return FrechetScore(frechet_distance(in_batches(features, real, batch), in_batches(features, fake, batch)), dict(
-        network=type(owner).__name__, clips=f"{len(real)} real, {len(fake)} fake", frames=f"{real.shape[2]} and {fake.shape[2]}",
-        pixels=f"{real.shape[-1]} and {fake.shape[-1]}", resized_to=getattr(owner, "size", None)))
+    return FrechetScore(
+        frechet_distance(in_batches(features, real, batch), in_batches(features, fake, batch)),
+        dict(
+            network=type(owner).__name__,
+            clips=f"{len(real)} real, {len(fake)} fake",
+            frames=f"{real.shape[2]} and {fake.shape[2]}",
+            pixels=f"{real.shape[-1]} and {fake.shape[-1]}",
+            resized_to=getattr(owner, "size", None),
+        ),
+    )
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02046
-def same_padding(x: Float[Tensor, "n c t h w"], kernel: tuple[int, ...], stride: tuple[int, ...]) -> Float[Tensor, "n c t2 h2 w2"]:
+def same_padding(
+    x: Float[Tensor, "n c t h w"], kernel: tuple[int, ...], stride: tuple[int, ...]
+) -> Float[Tensor, "n c t2 h2 w2"]:
     """TensorFlow's SAME: zeros so that `ceil(length / stride)` places fit, the odd one on the far side."""
-    short = [max(0, (-(-a // s) - 1) * s + k - a) for a, k, s in zip(x.shape[2:], kernel, stride)]
+    short = [
+        max(0, (-(-a // s) - 1) * s + k - a) for a, k, s in zip(x.shape[2:], kernel, stride)
+    ]
     return F.pad(x, [side for n in reversed(short) for side in (n // 2, n - n // 2)])
 
-def same_pool(x: Float[Tensor, "n c t h w"], kernel: tuple[int, ...], stride: tuple[int, ...]) -> Float[Tensor, "n c t2 h2 w2"]:
+
+def same_pool(
+    x: Float[Tensor, "n c t h w"], kernel: tuple[int, ...], stride: tuple[int, ...]
+) -> Float[Tensor, "n c t2 h2 w2"]:
     """Max-pool with SAME padding (what comes in is never negative, so zeros change nothing)."""
     return F.max_pool3d(same_padding(x, kernel, stride), kernel, stride)
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02049
 class Unit(nn.Module):
     """Convolution with SAME padding, then ReLU; batch normalisation is already folded into the weights."""
+
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1):
         super().__init__()
         self.conv = nn.Conv3d(inputs, outputs, kernel, stride)
@@ -220,8 +321,10 @@ class Unit(nn.Module):
         """One layer."""
         return self.conv(same_padding(x, self.conv.kernel_size, self.conv.stride)).relu()
 
+
 class Mixed(nn.Module):
     """Inception block: four views of the same input, side by side."""
+
     def __init__(self, inputs: int, b0: int, b1a: int, b1b: int, b2a: int, b2b: int, b3: int):
         super().__init__()
         self.b0, self.b3 = Unit(inputs, b0), Unit(inputs, b3)
@@ -230,19 +333,41 @@ class Mixed(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n d t h w"]:
         """The four views, concatenated over channels."""
-        return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3(same_pool(x, (3, 3, 3), (1, 1, 1)))], 1)
+        return torch.cat(
+            [
+                self.b0(x),
+                self.b1b(self.b1a(x)),
+                self.b2b(self.b2a(x)),
+                self.b3(same_pool(x, (3, 3, 3), (1, 1, 1))),
+            ],
+            1,
+        )
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02050
-MIXED = {"3b": (192, 64, 96, 128, 16, 32, 32), "3c": (256, 128, 128, 192, 32, 96, 64), "4b": (480, 192, 96, 208, 16, 48, 64),
-         "4c": (512, 160, 112, 224, 24, 64, 64), "4d": (512, 128, 128, 256, 24, 64, 64), "4e": (512, 112, 144, 288, 32, 64, 64),
-         "4f": (528, 256, 160, 320, 32, 128, 128), "5b": (832, 256, 160, 320, 32, 128, 128), "5c": (832, 384, 192, 384, 48, 128, 128)}
-POOLS = {"3b": ((1, 3, 3), (1, 2, 2)), "4b": ((3, 3, 3), (2, 2, 2)), "5b": ((2, 2, 2), (2, 2, 2))}   # before these blocks
+MIXED = {
+    "3b": (192, 64, 96, 128, 16, 32, 32),
+    "3c": (256, 128, 128, 192, 32, 96, 64),
+    "4b": (480, 192, 96, 208, 16, 48, 64),
+    "4c": (512, 160, 112, 224, 24, 64, 64),
+    "4d": (512, 128, 128, 256, 24, 64, 64),
+    "4e": (512, 112, 144, 288, 32, 64, 64),
+    "4f": (528, 256, 160, 320, 32, 128, 128),
+    "5b": (832, 256, 160, 320, 32, 128, 128),
+    "5c": (832, 384, 192, 384, 48, 128, 128),
+}
+POOLS = {
+    "3b": ((1, 3, 3), (1, 2, 2)),
+    "4b": ((3, 3, 3), (2, 2, 2)),
+    "5b": ((2, 2, 2), (2, 2, 2)),
+}  # before these blocks
+
 
 class I3D(nn.Module):
     """Inception-v1 inflated to three dimensions (Carreira and Zisserman 2017): clips in [-1, 1] to 400 Kinetics logits.
 
     Frames are resized to `size` (bilinear, no smoothing): 224 is the network's own, 112 a fast preset on another scale.
     """
+
     def __init__(self, size: int = 224):
         super().__init__()
         self.size, self.Conv3d_1a_7x7 = size, Unit(3, 64, 7, 2)
@@ -253,11 +378,20 @@ class I3D(nn.Module):
 
     def forward(self, clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n 400"]:
         """Logits, before any softmax: the features of the Frechet video distance."""
-        frames = F.interpolate(clips.transpose(1, 2).flatten(0, 1), (self.size, self.size), mode="bilinear", align_corners=False)
-        x = self.Conv3d_1a_7x7(frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2))
+        frames = F.interpolate(
+            clips.transpose(1, 2).flatten(0, 1),
+            (self.size, self.size),
+            mode="bilinear",
+            align_corners=False,
+        )
+        x = self.Conv3d_1a_7x7(
+            frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+        )
         x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(same_pool(x, (1, 3, 3), (1, 2, 2))))
         for name in MIXED:
-            x = getattr(self, f"Mixed_{name}")(same_pool(x, *POOLS[name]) if name in POOLS else x)
+            x = getattr(self, f"Mixed_{name}")(
+                same_pool(x, *POOLS[name]) if name in POOLS else x
+            )
         window = [min(a, b) for a, b in zip((2, 7, 7), x.shape[2:])]
         return self.Logits["conv"](F.avg_pool3d(x, window, 1)).mean((2, 3, 4))
 
@@ -265,8 +399,10 @@ class I3D(nn.Module):
 def load_i3d(path: str | Path, size: int = 224) -> I3D:
     """An `I3D` in eval mode with the weights of an `.npz` (float16 on disk); FileNotFoundError says what to do instead."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no I3D weights at {path}. They are optional and no command fetches them: put i3d_kinetics400_fp16.npz into the data folder, "
-                                "or use the features of a VideoClassifier (whose distances are on another scale)")
+        raise FileNotFoundError(
+            f"no I3D weights at {path}. They are optional and no command fetches them: put i3d_kinetics400_fp16.npz into the data folder, "
+            "or use the features of a VideoClassifier (whose distances are on another scale)"
+        )
     with np.load(path, allow_pickle=False) as file:
         state = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file.files}
     network = I3D(size)

@@ -6,11 +6,21 @@ __all__ = ['REPORT_TYPE', 'PAGE', 'VIEW', 'SHEET', 'course_folder', 'find_notebo
            'table', 'write_pages', 'run_course', 'stored_course']
 
 # %% ../nbs/70_running_the_course.ipynb #70004
-import ast, contextlib, html, json, os, platform, re, sys, tempfile, time
+import ast
+import contextlib
+import html
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 import vidcourse
 
@@ -24,7 +34,9 @@ def course_folder(name: str = "nbs") -> Path:
         for file in metadata.files("vidcourse") or ():
             if file.parent.name == name:
                 return Path(file.locate()).resolve().parent
-    raise FileNotFoundError(f"the folder {name} of the course was not found: neither beside the package nor installed with it; clone the repository, or name a folder of notebooks")
+    raise FileNotFoundError(
+        f"the folder {name} of the course was not found: neither beside the package nor installed with it; clone the repository, or name a folder of notebooks"
+    )
 
 # %% ../nbs/70_running_the_course.ipynb #70009
 def find_notebooks(names: Iterable[str] = (), folder: str | Path | None = None) -> list[Path]:
@@ -35,11 +47,19 @@ def find_notebooks(names: Iterable[str] = (), folder: str | Path | None = None) 
     folder, chosen = Path(folder or course_folder()), set()
     every = sorted(path for path in folder.glob("*.ipynb") if path.name[0].isdigit())
     if not every:
-        raise FileNotFoundError(f"{folder} holds no numbered notebooks (like 00_video.ipynb); name the folder that does")
+        raise FileNotFoundError(
+            f"{folder} holds no numbered notebooks (like 00_video.ipynb); name the folder that does"
+        )
     for name in names:
-        found = {path for path in every if path.stem.startswith(Path(name).name.removesuffix(".ipynb"))}
+        found = {
+            path
+            for path in every
+            if path.stem.startswith(Path(name).name.removesuffix(".ipynb"))
+        }
         if not found:
-            raise ValueError(f"no notebook begins with {name!r}; there are: {', '.join(path.stem for path in every)}")
+            raise ValueError(
+                f"no notebook begins with {name!r}; there are: {', '.join(path.stem for path in every)}"
+            )
         chosen |= found
     return [path for path in every if not names or path in chosen]
 
@@ -47,15 +67,24 @@ def find_notebooks(names: Iterable[str] = (), folder: str | Path | None = None) 
 def modules(notebook: Path) -> tuple[str | None, set[str]]:
     "The module that a notebook exports (or None), and what it imports of vidcourse, as dotted names."
     exported, imported = None, set()
-    for source in ("".join(cell["source"]) for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"):
+    for source in (
+        "".join(cell["source"])
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ):
         if found := re.search(r"^#\|\s*default_exp\s+([\w.]+)", source, re.M):
             exported = f"vidcourse.{found[1]}"
         with contextlib.suppress(SyntaxError):
-            for node in ast.walk(ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.M))):
+            for node in ast.walk(
+                ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.M))
+            ):
                 if isinstance(node, ast.Import):
                     imported |= {name.name for name in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module:
-                    imported |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+                    imported |= {
+                        node.module,
+                        *(f"{node.module}.{name.name}" for name in node.names),
+                    }
     return exported, {name for name in imported if name.startswith("vidcourse.")}
 
 # %% ../nbs/70_running_the_course.ipynb #70015
@@ -63,30 +92,55 @@ def needs(notebooks: list[Path]) -> dict[str, list[str]]:
     "For each notebook those before it in the list whose modules it imports, by name."
     facts, needed = {path.stem: modules(path) for path in notebooks}, {}
     for name, (_, imported) in facts.items():
-        makes = lambda other: (facts[other][0] or "").removesuffix(".__init__")
-        needed[name] = [other for other in needed if any(makes(other) == wanted or makes(other).startswith(wanted + ".") for wanted in imported)]
+
+        def makes(other):
+            return (facts[other][0] or "").removesuffix(".__init__")
+
+        needed[name] = [
+            other
+            for other in needed
+            if any(
+                makes(other) == wanted or makes(other).startswith(wanted + ".")
+                for wanted in imported
+            )
+        ]
     return needed
 
 # %% ../nbs/70_running_the_course.ipynb #70022
 def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
     "ValueError unless the notebook's cell tagged `parameters` has every one of these names."
     from papermill import inspect_notebook
+
     there = inspect_notebook(str(notebook))
     if missing := set(parameters) - set(there):
-        raise ValueError(f"{Path(notebook).name} takes no parameter {', '.join(sorted(missing))}; its cell tagged 'parameters' has: {', '.join(there) or 'nothing, or the tag is missing'}")
+        raise ValueError(
+            f"{Path(notebook).name} takes no parameter {', '.join(sorted(missing))}; its cell tagged 'parameters' has: {', '.join(there) or 'nothing, or the tag is missing'}"
+        )
 
 # %% ../nbs/70_running_the_course.ipynb #70025
 @contextlib.contextmanager
 def kernel_environment() -> Iterator[None]:
     "While it is open, kernels are those of this Python and keep their own files in a temporary folder."
     from platformdirs import user_cache_dir
+
     before, package = dict(os.environ), Path(vidcourse.__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         (Path(home) / "profile_default").mkdir()
-        (Path(home) / "profile_default" / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 50   # silent: errors of cells are in the outputs\n")
-        os.environ |= {"IPYTHONDIR": home, "MPLCONFIGDIR": str(Path(user_cache_dir("vidcourse")) / "matplotlib")} | before
-        os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": home, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), before.get("PYTHONPATH")]))
+        (Path(home) / "profile_default" / "ipython_kernel_config.py").write_text(
+            "get_config().IPKernelApp.log_level = 50   # silent: errors of cells are in the outputs\n"
+        )
+        os.environ |= {
+            "IPYTHONDIR": home,
+            "MPLCONFIGDIR": str(Path(user_cache_dir("vidcourse")) / "matplotlib"),
+        } | before
+        os.environ |= {
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "JUPYTER_RUNTIME_DIR": home,
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(package), before.get("PYTHONPATH")])
+        )
         try:
             yield
         finally:
@@ -96,9 +150,11 @@ def kernel_environment() -> Iterator[None]:
 # %% ../nbs/70_running_the_course.ipynb #70028
 REPORT_TYPE = "application/vnd.vidcourse+json"
 
+
 @dataclass
 class Outcome:
     "What became of one notebook: `status` is ok, failed, skipped, stored or not run."
+
     name: str
     status: str = "not run"
     minutes: float = 0.0
@@ -106,9 +162,14 @@ class Outcome:
     why: str = ""
     traceback: str = ""
 
+
 def headline_numbers(notebook: Path) -> dict[str, Any]:
     "All numbers that `vidcourse.course.report` left in a notebook's outputs."
-    found = [output.get("data", {}).get(REPORT_TYPE, {}) for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] for output in cell.get("outputs", ())]
+    found = [
+        output.get("data", {}).get(REPORT_TYPE, {})
+        for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        for output in cell.get("outputs", ())
+    ]
     return {name: value for numbers in found for name, value in numbers.items()}
 
 # %% ../nbs/70_running_the_course.ipynb #70031
@@ -116,22 +177,47 @@ def failure(error: Exception) -> tuple[str, str]:
     "One line on what went wrong, and the whole story: the cell and the traceback when papermill knows them."
     if hasattr(error, "ename"):
         story = re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", "\n".join(error.traceback))
-        return f"{error.ename}: {error.evalue}".splitlines()[0], f"in cell [{error.exec_count}]:\n\n{error.source}\n\n{story}"
-    hint = " (killed: often for want of memory)" if type(error).__name__ == "DeadKernelError" else ""
+        return f"{error.ename}: {error.evalue}".splitlines()[
+            0
+        ], f"in cell [{error.exec_count}]:\n\n{error.source}\n\n{story}"
+    hint = (
+        " (killed: often for want of memory)"
+        if type(error).__name__ == "DeadKernelError"
+        else ""
+    )
     return f"{type(error).__name__}: {error}".splitlines()[0] + hint, str(error)
 
-def execute(notebook: Path, out: Path, parameters: dict[str, Any], progress: bool = False) -> Outcome:
+
+def execute(
+    notebook: Path, out: Path, parameters: dict[str, Any], progress: bool = False
+) -> Outcome:
     "Run one notebook by papermill into the folder `out` and tell what became of it; only ctrl-C gets through."
     outcome, began, work = Outcome(notebook.stem, "ok"), time.perf_counter(), out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    bar = dict(desc=notebook.stem, position=1, leave=False, dynamic_ncols=True) if progress else False
+    bar = (
+        dict(desc=notebook.stem, position=1, leave=False, dynamic_ncols=True)
+        if progress
+        else False
+    )
     try:
         import papermill
+
         check_parameters(notebook, parameters)
         with kernel_environment():
-            for tries_left in (2, 1, 0):        # kernels that start at the same moment can reach for the same port
+            for tries_left in (
+                2,
+                1,
+                0,
+            ):  # kernels that start at the same moment can reach for the same port
                 try:
-                    papermill.execute_notebook(str(notebook), str(out / notebook.name), parameters, kernel_name="python3", cwd=str(work), progress_bar=bar)
+                    papermill.execute_notebook(
+                        str(notebook),
+                        str(out / notebook.name),
+                        parameters,
+                        kernel_name="python3",
+                        cwd=str(work),
+                        progress_bar=bar,
+                    )
                     break
                 except RuntimeError as error:
                     if not tries_left or "died before replying" not in str(error):
@@ -139,13 +225,16 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any], progress: boo
     except Exception as error:
         outcome.status, (outcome.why, outcome.traceback) = "failed", failure(error)
     outcome.minutes = (time.perf_counter() - began) / 60
-    outcome.numbers = headline_numbers(out / notebook.name) if (out / notebook.name).is_file() else {}
+    outcome.numbers = (
+        headline_numbers(out / notebook.name) if (out / notebook.name).is_file() else {}
+    )
     return outcome
 
 # %% ../nbs/70_running_the_course.ipynb #70039
 def formula(tex: str, block: bool) -> str:
     "TeX as MathML, which browsers draw without a script; as the TeX source where it can't be converted."
     import math_core
+
     try:
         return math_core.LatexToMathML().convert_with_local_state(tex, displaystyle=block)
     except math_core.LatexError:
@@ -156,13 +245,18 @@ PAGE = """{%- extends 'lab/index.html.j2' -%}{% block html_head_js %}{% endblock
 {% block html_head_css %}<style>main{max-width:64rem;margin:auto} nav{font:14px sans-serif;padding:8px 0} .jp-RenderedImage img{image-rendering:pixelated}</style>{% endblock %}"""
 VIEW = "application/vnd.jupyter.widget-view+json"
 
+
 def still(book: Any) -> Any:
     "The notebook without live widgets: a picture or text beside one stays, else a line says where it lives."
     book.metadata.pop("widgets", None)
-    for output in (o for cell in book.cells for o in cell.get("outputs", ()) if VIEW in o.get("data", {})):
+    for output in (
+        o for cell in book.cells for o in cell.get("outputs", ()) if VIEW in o.get("data", {})
+    ):
         del output["data"][VIEW]
         if set(output["data"]) <= {"text/plain"}:
-            output["data"]["text/plain"] = "(a live control stands here when the notebook runs: make lab, or vidcourse run and JupyterLab)"
+            output["data"]["text/plain"] = (
+                "(a live control stands here when the notebook runs: make lab, or vidcourse run and JupyterLab)"
+            )
     return book
 
 # %% ../nbs/70_running_the_course.ipynb #70044
@@ -175,71 +269,147 @@ def page(executed: Path, pictures: Path, navigation: str = "") -> str:
 
     class Renderer(IPythonRenderer):
         "Markdown to HTML, formulas as MathML."
-        inline_math = lambda self, body: formula(body, False)
-        block_math = lambda self, body: formula(body, True)
-        latex_environment = lambda self, name, body: formula(f"\\begin{{{name}}}{body}\\end{{{name}}}", True)
+
+        def inline_math(self, body):
+            return formula(body, False)
+
+        def block_math(self, body):
+            return formula(body, True)
+
+        def latex_environment(self, name, body):
+            return formula(f"\\begin{{{name}}}{body}\\end{{{name}}}", True)
 
     @pass_context
     def markdown(context, source: str) -> str:
         attachments = context.get("cell", {}).get("attachments", {})
-        return MarkdownWithMath(Renderer(escape=False, embed_images=True, path=str(pictures), attachments=attachments)).render(source)
+        return MarkdownWithMath(
+            Renderer(
+                escape=False, embed_images=True, path=str(pictures), attachments=attachments
+            )
+        ).render(source)
 
     exporter = HTMLExporter(raw_template=PAGE, filters={"markdown2html": markdown})
-    text, _ = exporter.from_notebook_node(still(nbformat.read(executed, 4)), {"metadata": {"name": executed.stem}})
-    text = re.sub(r'<img[^>]*?alt="([^"]*)"[^>]*src="https?://[^>]*>|<img[^>]*src="https?://[^>]*?alt="([^"]*)"[^>]*>', r"\1\2", text)
+    text, _ = exporter.from_notebook_node(
+        still(nbformat.read(executed, 4)), {"metadata": {"name": executed.stem}}
+    )
+    text = re.sub(
+        r'<img[^>]*?alt="([^"]*)"[^>]*src="https?://[^>]*>|<img[^>]*src="https?://[^>]*?alt="([^"]*)"[^>]*>',
+        r"\1\2",
+        text,
+    )
     text = re.sub(r'href="(\d\w+)\.ipynb', r'href="\1.html', text)
     return text.replace("<main>", f"<main>{navigation}", 1)
 
 # %% ../nbs/70_running_the_course.ipynb #70048
-SHEET = ("body{font:16px sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem} table{border-collapse:collapse;width:100%} td,th{border-bottom:1px solid #ddd;padding:.4em;text-align:left;vertical-align:top}"
-         " .ok,.stored{color:#187a3c} .failed{color:#b3261e;font-weight:bold} .skipped,.not{color:#777} pre{background:#f6f6f6;padding:1em;overflow:auto} small{color:#555}")
+SHEET = (
+    "body{font:16px sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem} table{border-collapse:collapse;width:100%} td,th{border-bottom:1px solid #ddd;padding:.4em;text-align:left;vertical-align:top}"
+    " .ok,.stored{color:#187a3c} .failed{color:#b3261e;font-weight:bold} .skipped,.not{color:#777} pre{background:#f6f6f6;padding:1em;overflow:auto} small{color:#555}"
+)
+
 
 def table(outcomes: list[Outcome], about: str = "") -> str:
     "The front page: a row for each notebook, then the failures with their tracebacks."
-    row = ('<tr><td><a href="{0}.html">{0}</a></td><td class="{1}">{1}</td><td>{2}</td><td><small>{3}</small></td></tr>').format
-    number = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
-    tell = lambda o: html.escape(o.why or "; ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in o.numbers.items()))
-    rows = "\n".join(row(o.name, o.status, f"{o.minutes:.1f}" if o.minutes else "", tell(o)) for o in outcomes)
-    stories = "\n".join(f"<h2>{o.name}</h2><pre>{html.escape(o.traceback)}</pre>" for o in outcomes if o.traceback)
-    return (f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>vidcourse</title><style>{SHEET}</style><h1>vidcourse</h1><p>{html.escape(about)}</p>'
-            f"<table><tr><th>notebook</th><th>status</th><th>minutes</th><th>headline numbers</th></tr>\n{rows}</table>\n{stories}</html>")
+    row = (
+        '<tr><td><a href="{0}.html">{0}</a></td><td class="{1}">{1}</td><td>{2}</td><td><small>{3}</small></td></tr>'
+    ).format
+
+    def number(value):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    def tell(o):
+        return html.escape(
+            o.why
+            or "; ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in o.numbers.items())
+        )
+
+    rows = "\n".join(
+        row(o.name, o.status, f"{o.minutes:.1f}" if o.minutes else "", tell(o))
+        for o in outcomes
+    )
+    stories = "\n".join(
+        f"<h2>{o.name}</h2><pre>{html.escape(o.traceback)}</pre>"
+        for o in outcomes
+        if o.traceback
+    )
+    return (
+        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>vidcourse</title><style>{SHEET}</style><h1>vidcourse</h1><p>{html.escape(about)}</p>'
+        f"<table><tr><th>notebook</th><th>status</th><th>minutes</th><th>headline numbers</th></tr>\n{rows}</table>\n{stories}</html>"
+    )
 
 # %% ../nbs/70_running_the_course.ipynb #70051
-def write_pages(outcomes: list[Outcome], notebooks: list[Path], out: Path, about: str, only: str | None = None) -> None:
+def write_pages(
+    outcomes: list[Outcome],
+    notebooks: list[Path],
+    out: Path,
+    about: str,
+    only: str | None = None,
+) -> None:
     "Write index.html and results.json, and the page of each notebook that was run (of `only` one, when named)."
     names = [path.stem for path in notebooks]
     for path, before, after in zip(notebooks, [None, *names], [*names[1:], None]):
         if only in (None, path.stem) and (out / path.name).is_file():
-            links = {"index": "all notebooks", before: f"&larr; {before}", after: f"{after} &rarr;"}
-            bar = " &middot; ".join(f'<a href="{to}.html">{label}</a>' for to, label in links.items() if to)
-            (out / f"{path.stem}.html").write_text(page(out / path.name, path.parent, f"<nav>{bar}</nav>"), encoding="utf-8")
+            links = {
+                "index": "all notebooks",
+                before: f"&larr; {before}",
+                after: f"{after} &rarr;",
+            }
+            bar = " &middot; ".join(
+                f'<a href="{to}.html">{label}</a>' for to, label in links.items() if to
+            )
+            (out / f"{path.stem}.html").write_text(
+                page(out / path.name, path.parent, f"<nav>{bar}</nav>"), encoding="utf-8"
+            )
     (out / "index.html").write_text(table(outcomes, about), encoding="utf-8")
-    (out / "results.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1), encoding="utf-8")
+    (out / "results.json").write_text(
+        json.dumps([asdict(o) for o in outcomes], indent=1), encoding="utf-8"
+    )
 
 # %% ../nbs/70_running_the_course.ipynb #70053
-def run_course(names: Iterable[str] = (), profile: str = "auto", out: str | Path = "_course", seed: int | None = None, folder: str | Path | None = None,
-               progress: bool = True, say: Callable[[str], None] = print) -> list[Outcome]:
+def run_course(
+    names: Iterable[str] = (),
+    profile: str = "auto",
+    out: str | Path = "_course",
+    seed: int | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[Outcome]:
     """Run notebooks in reading order and write them, as notebooks and pages, to `out`; what became of each is returned.
 
     A notebook is skipped when one that it needs failed. Raises as `find_notebooks`, and KeyboardInterrupt after writing what there is.
     """
     from tqdm import tqdm
+
     notebooks, out = find_notebooks(tuple(names), folder), Path(out).resolve()
     parameters = {"profile": profile} | ({} if seed is None else {"seed": seed})
     about = f"profile {profile}, {time.strftime('%Y-%m-%d %H:%M')}, Python {platform.python_version()} on {platform.system()}, {os.cpu_count()} CPUs"
     outcomes, needed = {path.stem: Outcome(path.stem) for path in notebooks}, needs(notebooks)
-    with tqdm(notebooks, desc="course", unit="notebook", dynamic_ncols=True, disable=not (progress and sys.stderr.isatty())) as bar:
+    with tqdm(
+        notebooks,
+        desc="course",
+        unit="notebook",
+        dynamic_ncols=True,
+        disable=not (progress and sys.stderr.isatty()),
+    ) as bar:
         for count, path in enumerate(bar, 1):
             lost = [name for name in needed[path.stem] if outcomes[name].status != "ok"]
             (out / path.name).unlink(missing_ok=True)
-            outcomes[path.stem] = outcome = Outcome(path.stem, "skipped", why=f"needs {', '.join(lost)}") if lost else execute(path, out, parameters, not bar.disable)
+            outcomes[path.stem] = outcome = (
+                Outcome(path.stem, "skipped", why=f"needs {', '.join(lost)}")
+                if lost
+                else execute(path, out, parameters, not bar.disable)
+            )
             with bar.external_write_mode(file=sys.stdout):
-                say(f"[{count}/{len(notebooks)}] {path.stem:<26} {outcome.status:<8}{outcome.minutes:5.1f} min  {outcome.why}\n{outcome.traceback}".strip())
+                say(
+                    f"[{count}/{len(notebooks)}] {path.stem:<26} {outcome.status:<8}{outcome.minutes:5.1f} min  {outcome.why}\n{outcome.traceback}".strip()
+                )
             write_pages(list(outcomes.values()), notebooks, out, about, only=path.stem)
     return list(outcomes.values())
 
 # %% ../nbs/70_running_the_course.ipynb #70057
-def stored_course(names: Iterable[str] = (), out: str | Path = "_site", folder: str | Path | None = None) -> list[Outcome]:
+def stored_course(
+    names: Iterable[str] = (), out: str | Path = "_site", folder: str | Path | None = None
+) -> list[Outcome]:
     "Pages of the notebooks as they are, with the outputs they carry; nothing is run."
     notebooks, out, outcomes = find_notebooks(tuple(names), folder), Path(out).resolve(), []
     out.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ __all__ = ['SHAPES', 'PATHS', 'BACKDROPS', 'MOTIONS', 'EXTENT', 'CONTENT', 'MOTI
            'stencils', 'render', 'mask', 'ShapesData', 'moving_shapes', 'combine']
 
 # %% ../nbs/01_moving_shapes.ipynb #01005
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
@@ -17,58 +17,96 @@ from jaxtyping import Float, Float32, Int, UInt8
 SHAPES = ("circle", "square", "triangle")
 PATHS = ("line", "bezier", "circle", "bounce")
 BACKDROPS = ("black", "plain", "textured")
-MOTIONS = {"line": "line", "bezier": "bezier", "circle": "circle", "bounce": "bounce",
-           "rise": "bezier", "fall": "bezier", "drift": "bezier", "cross": "bezier"}
+MOTIONS = {
+    "line": "line",
+    "bezier": "bezier",
+    "circle": "circle",
+    "bounce": "bounce",
+    "rise": "bezier",
+    "fall": "bezier",
+    "drift": "bezier",
+    "cross": "bezier",
+}
 
 # %% ../nbs/01_moving_shapes.ipynb #01010
-EXTENT = (1.0, .886, 1.3)         # how far a shape of radius 1 reaches: equal areas for circle and square, 0.7 of it for the triangle
+EXTENT = (
+    1.0,
+    0.886,
+    1.3,
+)  # how far a shape of radius 1 reaches: equal areas for circle and square, 0.7 of it for the triangle
 
-def outside(shape: int, x: Float32[np.ndarray, "*#s"], y: Float32[np.ndarray, "*#s"], radius: np.float32) -> Float32[np.ndarray, "*s"]:
+
+def outside(
+    shape: int, x: Float32[np.ndarray, "*#s"], y: Float32[np.ndarray, "*#s"], radius: np.float32
+) -> Float32[np.ndarray, "*s"]:
     "Distance to the edge of a shape at the origin, in pixels, negative inside. Only exact float operations: + - * sqrt abs max."
     if SHAPES[shape] == "circle":
         return np.sqrt(x * x + y * y) - radius
     if SHAPES[shape] == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - radius * np.float32(.886)
-    slanted = np.float32(.8660254) * np.abs(x) - np.float32(.5) * y      # two sides lean at 60 degrees
-    return np.maximum(slanted, y) - radius * np.float32(.65)
+        return np.maximum(np.abs(x), np.abs(y)) - radius * np.float32(0.886)
+    slanted = (
+        np.float32(0.8660254) * np.abs(x) - np.float32(0.5) * y
+    )  # two sides lean at 60 degrees
+    return np.maximum(slanted, y) - radius * np.float32(0.65)
 
 # %% ../nbs/01_moving_shapes.ipynb #01014
 def coverage(distance: Float32[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s"]:
     "How much of a pixel the object covers, 0 to 255: a ramp one pixel wide across the edge."
-    return (np.clip(np.float32(.5) - distance, 0, 1) * np.float32(255) + np.float32(.5)).astype(np.uint8)
+    return (
+        np.clip(np.float32(0.5) - distance, 0, 1) * np.float32(255) + np.float32(0.5)
+    ).astype(np.uint8)
 
-def stencil(shape: int, radius: float, centre: Float[np.ndarray, "t 2"], size: int) -> UInt8[np.ndarray, "t h w"]:
+
+def stencil(
+    shape: int, radius: float, centre: Float[np.ndarray, "t 2"], size: int
+) -> UInt8[np.ndarray, "t h w"]:
     "Coverage of one object at its centres (pixels); computed in a window around each, pasted where the picture is."
     window = int(np.ceil(2 * EXTENT[shape] * radius)) + 3
     corner = np.floor(centre - window / 2).astype(np.int64)
-    x, y = (np.arange(window) + .5 - (centre - corner)[:, :, None]).astype(np.float32).swapaxes(0, 1)
+    x, y = (
+        (np.arange(window) + 0.5 - (centre - corner)[:, :, None])
+        .astype(np.float32)
+        .swapaxes(0, 1)
+    )
     patch = coverage(outside(shape, x[:, None], y[:, :, None], np.float32(radius)))
     page = np.zeros((len(centre), size, size), np.uint8)
     low, high = np.clip(corner, 0, size), np.clip(corner + window, 0, size)
-    for k, (x0, y0, x1, y1, u, v) in enumerate(np.concatenate([low, high, low - corner], 1).tolist()):
-        page[k, y0:y1, x0:x1] = patch[k, v:v + y1 - y0, u:u + x1 - x0]
+    for k, (x0, y0, x1, y1, u, v) in enumerate(
+        np.concatenate([low, high, low - corner], 1).tolist()
+    ):
+        page[k, y0:y1, x0:x1] = patch[k, v : v + y1 - y0, u : u + x1 - x0]
     return page
 
 # %% ../nbs/01_moving_shapes.ipynb #01020
-def line(p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]) -> Float[np.ndarray, "n t 2"]:
+def line(
+    p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]
+) -> Float[np.ndarray, "n t 2"]:
     "From the first point straight to the last; before 0 and after 1 it rests."
     t = np.clip(t, 0, 1)[..., None]
     return p[:, None, 0] + (p[:, None, 3] - p[:, None, 0]) * t
 
-def bezier(p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]) -> Float[np.ndarray, "n t 2"]:
+
+def bezier(
+    p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]
+) -> Float[np.ndarray, "n t 2"]:
     "A cubic Bezier curve through the first and last point, drawn towards the two between; rests before 0 and after 1."
     t, (a, b, c, d) = np.clip(t, 0, 1)[..., None], p[:, None].transpose(2, 0, 1, 3)
-    return (1 - t)**3 * a + 3 * (1 - t)**2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+    return (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
 
 # %% ../nbs/01_moving_shapes.ipynb #01022
-def circle(p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]) -> Float[np.ndarray, "n t 2"]:
+def circle(
+    p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]
+) -> Float[np.ndarray, "n t 2"]:
     "Round and round: `p[:, 0]` is the centre, `p[:, 1]` radius and phase in half turns, `p[:, 2, 0]` the turns a clip; the rest is not used."
     angle = 2 * np.pi * (p[:, 1, 1, None] / 2 + p[:, 2, 0, None] * t)
     return p[:, None, 0] + p[:, None, 1, :1] * np.stack([np.cos(angle), np.sin(angle)], -1)
 
-def bounce(p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"], room: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n t 2"]:
+
+def bounce(
+    p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"], room: Float[np.ndarray, "n"]
+) -> Float[np.ndarray, "n t 2"]:
     "Straight at an even speed, thrown back by the walls at -room and room: a triangle wave in x and in y. Start, signs, speeds: `p[:, 0]` to `p[:, 2]`."
-    velocity = 2.86 * np.sign(p[:, 1]) * (.55 + .45 * np.abs(p[:, 2]))
+    velocity = 2.86 * np.sign(p[:, 1]) * (0.55 + 0.45 * np.abs(p[:, 2]))
     room = room[:, None, None]
     along = (p[:, None, 0] + velocity[:, None] * t[..., None] + room) % (4 * room)
     return np.where(along > 2 * room, 4 * room - along, along) - room
@@ -77,18 +115,20 @@ def bounce(p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"], room: Flo
 CONTENT = ("shape", "colour", "size", "backdrop", "texture")
 MOTION = ("motion", "path", "points", "speed")
 
+
 @dataclass(frozen=True)
 class Factors:
     "Everything there is to know about n clips. Content: `shape` to `texture`; motion: `motion` to `speed`."
-    shape: Int[np.ndarray, "n"]             # index into SHAPES
-    colour: Float[np.ndarray, "n 3"]        # red, green, blue in [0, 1]
-    size: Float[np.ndarray, "n"]            # radius, as a part of half the picture
-    backdrop: Int[np.ndarray, "n"]          # index into BACKDROPS
-    texture: Float[np.ndarray, "n 12"]      # numbers in [0, 1) that the backdrop is made of
-    motion: Int[np.ndarray, "n"]            # the label: index into `motions`
-    path: Int[np.ndarray, "n"]              # index into PATHS
-    points: Float[np.ndarray, "n 4 2"]      # control points of the path
-    speed: Float[np.ndarray, "n"]           # how fast the path's own clock runs
+
+    shape: Int[np.ndarray, "n"]  # index into SHAPES
+    colour: Float[np.ndarray, "n 3"]  # red, green, blue in [0, 1]
+    size: Float[np.ndarray, "n"]  # radius, as a part of half the picture
+    backdrop: Int[np.ndarray, "n"]  # index into BACKDROPS
+    texture: Float[np.ndarray, "n 12"]  # numbers in [0, 1) that the backdrop is made of
+    motion: Int[np.ndarray, "n"]  # the label: index into `motions`
+    path: Int[np.ndarray, "n"]  # index into PATHS
+    points: Float[np.ndarray, "n 4 2"]  # control points of the path
+    speed: Float[np.ndarray, "n"]  # how fast the path's own clock runs
     motions: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -97,10 +137,16 @@ class Factors:
     def __getitem__(self, which) -> "Factors":
         "The factors of some clips: an index array, a mask or a slice."
         chosen = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Factors(**{k: v if k == "motions" else v[np.atleast_1d(np.arange(len(self))[which])] for k, v in chosen.items()})
+        return Factors(
+            **{
+                k: v if k == "motions" else v[np.atleast_1d(np.arange(len(self))[which])]
+                for k, v in chosen.items()
+            }
+        )
 
 # %% ../nbs/01_moving_shapes.ipynb #01029
-Times = Sequence | np.ndarray         # (t) for all clips, or (n, t)
+Times = Sequence | np.ndarray  # (t) for all clips, or (n, t)
+
 
 def position(factors: Factors, times: Times) -> Float[np.ndarray, "n t 2"]:
     """Centre of the object, x to the right and y down, both -1 to 1, at any times (a clip lasts from 0 to 1), rounded to 1/4096.
@@ -108,50 +154,78 @@ def position(factors: Factors, times: Times) -> Float[np.ndarray, "n t 2"]:
     `times` are shared by all clips, or one row for each. ValueError for NaN or another shape.
     """
     times = np.asarray(times, np.float64)
-    if times.ndim not in (1, 2) or times.ndim == 2 and len(times) != len(factors) or not np.isfinite(times).all():
-        raise ValueError(f"times has shape {times.shape}; give finite numbers, (t,) or ({len(factors)}, t)")
+    if (
+        times.ndim not in (1, 2)
+        or times.ndim == 2
+        and len(times) != len(factors)
+        or not np.isfinite(times).all()
+    ):
+        raise ValueError(
+            f"times has shape {times.shape}; give finite numbers, (t,) or ({len(factors)}, t)"
+        )
     t = times * factors.speed[:, None]
     where = np.zeros((*t.shape, 2))
     for i, name in enumerate(PATHS):
         mine = factors.path == i
         more = (1 - factors.size[mine],) if name == "bounce" else ()
-        where[mine] = {"line": line, "bezier": bezier, "circle": circle, "bounce": bounce}[name](factors.points[mine], t[mine], *more)
+        where[mine] = {"line": line, "bezier": bezier, "circle": circle, "bounce": bounce}[
+            name
+        ](factors.points[mine], t[mine], *more)
     return np.round(where * 4096) / 4096
 
 # %% ../nbs/01_moving_shapes.ipynb #01031
-def uniform(bits: np.random.Philox, low: float, high: float, shape: tuple[int, ...] | int) -> Float[np.ndarray, "..."]:
+def uniform(
+    bits: np.random.Philox, low: float, high: float, shape: tuple[int, ...] | int
+) -> Float[np.ndarray, "..."]:
     "Uniform float64 numbers in [low, high) from the raw bits of `bits`: the same on every machine and numpy version."
     raw = bits.random_raw(int(np.prod(shape))).reshape(shape) >> np.uint64(11)
     return low + (high - low) * (raw.astype(np.float64) * 2.0**-53)
 
-def pick(bits: np.random.Philox, count: int, shape: tuple[int, ...] | int) -> Int[np.ndarray, "..."]:
+
+def pick(
+    bits: np.random.Philox, count: int, shape: tuple[int, ...] | int
+) -> Int[np.ndarray, "..."]:
     "Uniform whole numbers in 0..count-1."
     return (uniform(bits, 0, 1, shape) * count).astype(np.int64)
 
 # %% ../nbs/01_moving_shapes.ipynb #01034
-def vivid(hue: Float[np.ndarray, "n"], value: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 3"]:
+def vivid(
+    hue: Float[np.ndarray, "n"], value: Float[np.ndarray, "n"]
+) -> Float[np.ndarray, "n 3"]:
     "Saturated colours: a place on the hue circle (0 to 1, 0 is red) and a brightness."
     k = (np.array([5, 3, 1]) + 6 * hue[:, None]) % 6
-    return value[:, None] * (1 - .85 * np.clip(np.minimum(k, 4 - k), 0, 1))
+    return value[:, None] * (1 - 0.85 * np.clip(np.minimum(k, 4 - k), 0, 1))
 
 # %% ../nbs/01_moving_shapes.ipynb #01037
-def directed(name: str, points: Float[np.ndarray, "n 4 2"], along: Float[np.ndarray, "n 4"], room: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 4 2"]:
+def directed(
+    name: str,
+    points: Float[np.ndarray, "n 4 2"],
+    along: Float[np.ndarray, "n 4"],
+    room: Float[np.ndarray, "n"],
+) -> Float[np.ndarray, "n 4 2"]:
     "Bezier points that cross the picture: up (rise), down (fall), to the left (drift) or to the right (cross)."
-    axis, sign = (1 if name in ("rise", "fall") else 0), (1 if name in ("rise", "drift") else -1)
-    points = points * .6
-    points[..., axis] = sign * np.array([.9, .35, -.35, -.9]) * room[:, None] + .08 * along * room[:, None]
+    axis, sign = (
+        (1 if name in ("rise", "fall") else 0),
+        (1 if name in ("rise", "drift") else -1),
+    )
+    points = points * 0.6
+    points[..., axis] = (
+        sign * np.array([0.9, 0.35, -0.35, -0.9]) * room[:, None] + 0.08 * along * room[:, None]
+    )
     return points
 
 # %% ../nbs/01_moving_shapes.ipynb #01038
-def control_points(name: str, u: Float[np.ndarray, "n 4 2"], room: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 4 2"]:
+def control_points(
+    name: str, u: Float[np.ndarray, "n 4 2"], room: Float[np.ndarray, "n"]
+) -> Float[np.ndarray, "n 4 2"]:
     "Numbers `u` in [-1, 1] become the points of a motion called `name`, inside the room the object has."
     points = u * room[:, None, None]
     if name in ("rise", "fall", "drift", "cross"):
         axis = 1 if name in ("rise", "fall") else 0
         return directed(name, points, u[..., axis], room)
-    if MOTIONS[name] == "circle":      # centre; radius and phase; turns a clip
-        points[:, 0] *= .15
-        points[:, 1, 0] = (.6 + .15 * u[:, 1, 0]) * room
+    if MOTIONS[name] == "circle":  # centre; radius and phase; turns a clip
+        points[:, 0] *= 0.15
+        points[:, 1, 0] = (0.6 + 0.15 * u[:, 1, 0]) * room
         points[:, 1, 1] = u[:, 1, 1]
         points[:, 2, 0] = 1
     return points
@@ -159,19 +233,34 @@ def control_points(name: str, u: Float[np.ndarray, "n 4 2"], room: Float[np.ndar
 # %% ../nbs/01_moving_shapes.ipynb #01039
 def check_options(n, motions, shapes, size, speed, backdrop) -> None:
     "ValueError for what `draw_factors` can't draw, saying what it can."
-    for what, given, known in (("motions", motions, MOTIONS), ("shapes", shapes, SHAPES), ("backdrop", backdrop, BACKDROPS)):
+    for what, given, known in (
+        ("motions", motions, MOTIONS),
+        ("shapes", shapes, SHAPES),
+        ("backdrop", backdrop, BACKDROPS),
+    ):
         if not given or isinstance(given, str) or not set(given) <= set(known):
             raise ValueError(f"{what}: got {given!r}; give one or more of {', '.join(known)}")
     if n < 1:
         raise ValueError(f"n is {n}; at least one clip is needed")
     if not 0 < size[0] <= size[1] < 1:
-        raise ValueError(f"size is {size}; give (smallest, largest) radius with 0 < smallest <= largest < 1, 1 being half the picture")
+        raise ValueError(
+            f"size is {size}; give (smallest, largest) radius with 0 < smallest <= largest < 1, 1 being half the picture"
+        )
     if not 0 <= speed[0] <= speed[1]:
-        raise ValueError(f"speed is {speed}; give (slowest, fastest) with 0 <= slowest <= fastest")
+        raise ValueError(
+            f"speed is {speed}; give (slowest, fastest) with 0 <= slowest <= fastest"
+        )
 
 # %% ../nbs/01_moving_shapes.ipynb #01040
-def draw_factors(n: int, seed: int = 0, motions: Sequence[str] = ("rise", "drift", "circle", "bounce"), shapes: Sequence[str] = SHAPES,
-                 size: tuple[float, float] = (.2, .34), speed: tuple[float, float] = (.8, 1.2), backdrop: str | Sequence[str] = "black") -> Factors:
+def draw_factors(
+    n: int,
+    seed: int = 0,
+    motions: Sequence[str] = ("rise", "drift", "circle", "bounce"),
+    shapes: Sequence[str] = SHAPES,
+    size: tuple[float, float] = (0.2, 0.34),
+    speed: tuple[float, float] = (0.8, 1.2),
+    backdrop: str | Sequence[str] = "black",
+) -> Factors:
     """Draw the factors of `n` clips at random; the same seed gives the same factors everywhere.
 
     `size` and `speed` are ranges, `motions` (names in MOTIONS), `shapes` and `backdrop` are choices. ValueError for unknown ones.
@@ -180,7 +269,7 @@ def draw_factors(n: int, seed: int = 0, motions: Sequence[str] = ("rise", "drift
     check_options(n, motions, shapes, size, speed, backdrop)
     bits = np.random.Philox(seed)
     shape = np.array([SHAPES.index(s) for s in shapes])[pick(bits, len(shapes), n)]
-    colour = vivid(uniform(bits, 0, 1, n), uniform(bits, .75, 1, n))
+    colour = vivid(uniform(bits, 0, 1, n), uniform(bits, 0.75, 1, n))
     radius = uniform(bits, *size, n)
     texture = uniform(bits, 0, 1, (n, 12))
     motion = pick(bits, len(motions), n)
@@ -190,33 +279,66 @@ def draw_factors(n: int, seed: int = 0, motions: Sequence[str] = ("rise", "drift
         mine = motion == i
         points[mine] = control_points(name, u[mine], 1 - radius[mine])
     path = np.array([PATHS.index(MOTIONS[name]) for name in motions])[motion]
-    ground = np.array([BACKDROPS.index(b) for b in backdrop])[(texture[:, 0] * len(backdrop)).astype(np.int64)]
-    return Factors(shape, colour, radius, ground, texture, motion, path, points, clock, tuple(motions))
+    ground = np.array([BACKDROPS.index(b) for b in backdrop])[
+        (texture[:, 0] * len(backdrop)).astype(np.int64)
+    ]
+    return Factors(
+        shape, colour, radius, ground, texture, motion, path, points, clock, tuple(motions)
+    )
 
 # %% ../nbs/01_moving_shapes.ipynb #01045
 def wave(x: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
     "A triangle wave: period 1, from 1 down to 0 and up again."
     return np.abs(2 * (x - np.floor(x)) - 1)
 
-def ground(kind: int, texture: Float[np.ndarray, "12"], size: int) -> UInt8[np.ndarray, "h w 3"]:
+
+def ground(
+    kind: int, texture: Float[np.ndarray, "12"], size: int
+) -> UInt8[np.ndarray, "h w 3"]:
     "One backdrop: black, one dim colour, or two dim colours mixed by two waves."
-    at = (np.arange(size) + .5) / size
-    first, second, (fx, fy, gx, gy, phase) = .05 + .4 * texture[1:4], .05 + .4 * texture[4:7], texture[7:12] * 4 - 2
-    mix = (wave(fx * at + fy * at[:, None] + phase) + wave(gx * at + gy * at[:, None])) / 2 * (BACKDROPS[kind] == "textured")
+    at = (np.arange(size) + 0.5) / size
+    first, second, (fx, fy, gx, gy, phase) = (
+        0.05 + 0.4 * texture[1:4],
+        0.05 + 0.4 * texture[4:7],
+        texture[7:12] * 4 - 2,
+    )
+    mix = (
+        (wave(fx * at + fy * at[:, None] + phase) + wave(gx * at + gy * at[:, None]))
+        / 2
+        * (BACKDROPS[kind] == "textured")
+    )
     colour = first + (second - first) * mix[..., None]
-    return np.floor(colour * 255 + .5).astype(np.uint8) * np.uint8(BACKDROPS[kind] != "black")
+    return np.floor(colour * 255 + 0.5).astype(np.uint8) * np.uint8(BACKDROPS[kind] != "black")
+
 
 def background(factors: Factors, size: int) -> UInt8[np.ndarray, "n h w 3"]:
     "The clean backdrop of each clip, without the object."
-    return np.stack([ground(kind, texture, size) for kind, texture in zip(factors.backdrop, factors.texture)])
+    return np.stack(
+        [
+            ground(kind, texture, size)
+            for kind, texture in zip(factors.backdrop, factors.texture)
+        ]
+    )
 
 # %% ../nbs/01_moving_shapes.ipynb #01048
-def blend(cover: UInt8[np.ndarray, "k 1"], colour: UInt8[np.ndarray, "3"], under: UInt8[np.ndarray, "k 3"]) -> UInt8[np.ndarray, "k 3"]:
+def blend(
+    cover: UInt8[np.ndarray, "k 1"],
+    colour: UInt8[np.ndarray, "3"],
+    under: UInt8[np.ndarray, "k 3"],
+) -> UInt8[np.ndarray, "k 3"]:
     "`cover` parts in 255 of the colour over what lies under it, in whole numbers of 16 bits."
     cover = cover.astype(np.uint16)
-    return ((cover * colour + (255 - cover) * under + np.uint16(127)) // np.uint16(255)).astype(np.uint8)
+    return ((cover * colour + (255 - cover) * under + np.uint16(127)) // np.uint16(255)).astype(
+        np.uint8
+    )
 
-def paint(frames: UInt8[np.ndarray, "t h w 3"], cover: UInt8[np.ndarray, "t h w"], colour: UInt8[np.ndarray, "3"], under: UInt8[np.ndarray, "h w 3"]) -> None:
+
+def paint(
+    frames: UInt8[np.ndarray, "t h w 3"],
+    cover: UInt8[np.ndarray, "t h w"],
+    colour: UInt8[np.ndarray, "3"],
+    under: UInt8[np.ndarray, "h w 3"],
+) -> None:
     "Fill one clip in place: the backdrop everywhere, the object where it covers anything."
     frames[:] = under
     t, y, x = np.nonzero(cover)
@@ -230,13 +352,18 @@ def stencils(factors: Factors, times: Times, size: int) -> Iterator[UInt8[np.nda
     centre, radius = (position(factors, times) + 1) * (size / 2), factors.size * (size / 2)
     return (stencil(factors.shape[i], radius[i], centre[i], size) for i in range(len(factors)))
 
+
 def render(factors: Factors, times: Times, size: int) -> UInt8[np.ndarray, "n t size size 3"]:
     "Draw the clips at these times, `size` pixels wide and high, with anti-aliasing. The same bytes on every machine."
-    under, colour = background(factors, size), np.floor(factors.colour * 255 + .5).astype(np.uint8)
+    under, colour = (
+        background(factors, size),
+        np.floor(factors.colour * 255 + 0.5).astype(np.uint8),
+    )
     frames = np.empty((len(factors), np.shape(times)[-1], size, size, 3), np.uint8)
     for i, cover in enumerate(stencils(factors, times, size)):
         paint(frames[i], cover, colour[i], under[i])
     return frames
+
 
 def mask(factors: Factors, times: Times, size: int) -> Float32[np.ndarray, "n t size size"]:
     "The part of each pixel that the object covers, 0 to 1."
@@ -246,6 +373,7 @@ def mask(factors: Factors, times: Times, size: int) -> Float32[np.ndarray, "n t 
 @dataclass(frozen=True)
 class ShapesData:
     "Clips and the whole truth about them."
+
     frames: UInt8[np.ndarray, "n t h w 3"]
     factors: Factors
     times: Float[np.ndarray, "t"]
@@ -255,7 +383,10 @@ class ShapesData:
         "The kind of motion: an index into `factors.motions`."
         return self.factors.motion
 
-def moving_shapes(n: int, length: int = 16, size: int = 64, seed: int = 0, **options) -> ShapesData:
+
+def moving_shapes(
+    n: int, length: int = 16, size: int = 64, seed: int = 0, **options
+) -> ShapesData:
     "`n` clips of moving shapes; `options` go to `draw_factors`. Frame k is drawn at time k / (length - 1)."
     if length < 1:
         raise ValueError(f"length is {length}; a clip has at least one frame")
@@ -266,5 +397,10 @@ def moving_shapes(n: int, length: int = 16, size: int = 64, seed: int = 0, **opt
 def combine(content: Factors, motion: Factors) -> Factors:
     "The content of the first with the motion of the second, clip by clip. ValueError when their numbers differ."
     if len(content) != len(motion):
-        raise ValueError(f"{len(content)} contents and {len(motion)} motions; give as many of one as of the other")
-    return Factors(**{k: getattr(content, k) for k in CONTENT}, **{k: getattr(motion, k) for k in (*MOTION, "motions")})
+        raise ValueError(
+            f"{len(content)} contents and {len(motion)} motions; give as many of one as of the other"
+        )
+    return Factors(
+        **{k: getattr(content, k) for k in CONTENT},
+        **{k: getattr(motion, k) for k in (*MOTION, "motions")},
+    )

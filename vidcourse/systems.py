@@ -21,6 +21,7 @@ class Sampler:
 
     A subclass sets `Generator`, a module with `draw(n, length, generator=..., **conditions)` and `forward(codes)`.
     """
+
     Generator: type
 
     def __init__(self, config, generator: nn.Module | None = None, facts: dict | None = None):
@@ -36,42 +37,79 @@ class Sampler:
         "Clips in [-1, 1] for given codes, `at_once` clips at a time."
         net = self.networks["generator"]
         device = next(net.parameters()).device
-        return torch.cat([self.clips(net(codes[i:i + at_once].to(device))) for i in range(0, len(codes), at_once)])
+        return torch.cat(
+            [
+                self.clips(net(codes[i : i + at_once].to(device)))
+                for i in range(0, len(codes), at_once)
+            ]
+        )
 
-    def sample(self, n: int, length: int | None = None, generator: torch.Generator | None = None, **conditions) -> Float[Tensor, "n c t h w"]:
+    def sample(
+        self,
+        n: int,
+        length: int | None = None,
+        rng: torch.Generator | None = None,
+        **conditions,
+    ) -> Float[Tensor, "n c t h w"]:
         "`n` clips of `length` frames (default: as trained) from randomly drawn codes; conditions, such as a category, and ValueError as the generator's `draw`."
-        return self.decode(self.networks["generator"].draw(n, length, generator=generator, **conditions))
-
+        return self.decode(self.networks["generator"].draw(n, length, rng=rng, **conditions))
 
 # %% ../nbs/04_systems.ipynb #04009f
 def crossed(outer, inner) -> tuple:
     "Every one of `outer` with every one of `inner`, as two sets of len(outer) * len(inner); `outer` changes slowest. Anything with a length that a tensor can index."
-    return outer[torch.arange(len(outer)).repeat_interleave(len(inner))], inner[torch.arange(len(inner)).repeat(len(outer))]
-
+    return outer[torch.arange(len(outer)).repeat_interleave(len(inner))], inner[
+        torch.arange(len(inner)).repeat(len(outer))
+    ]
 
 # %% ../nbs/04_systems.ipynb #04015
 class System(Sampler):
     "What training leaves: a generator that samples, saves and loads. A subclass sets `name`, `Config` and `Generator`; see `Sampler`."
+
     name: str
     Config: type
 
     def save(self, path, half: bool = False, **facts) -> None:
         "Write generator and configuration as safetensors, atomically; `half` stores 16-bit numbers; `facts` go into the metadata. OSError."
-        tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in self.networks["generator"].state_dict().items()}
-        save_weights(path, tensors, system=self.name, config=asdict(self.config), **{**self.facts, **facts})
+        tensors = {
+            k: v.half() if half and v.is_floating_point() else v
+            for k, v in self.networks["generator"].state_dict().items()
+        }
+        save_weights(
+            path,
+            tensors,
+            system=self.name,
+            config=asdict(self.config),
+            **{**self.facts, **facts},
+        )
 
     @classmethod
     def load(cls, path) -> "System":
         "Read what `save` wrote, without running anything in it; ValueError for weights of another system or an unknown configuration."
         tensors, facts = load_weights(path)
         if facts.get("system") != cls.name:
-            raise ValueError(f"{path} holds weights of {facts.get('system')!r}, not of {cls.name}; use `vidcourse sample`, which finds the system by itself")
+            raise ValueError(
+                f"{path} holds weights of {facts.get('system')!r}, not of {cls.name}; use `vidcourse sample`, which finds the system by itself"
+            )
         try:
-            config = cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["config"].items()})
-            system = cls(config, facts={k: v for k, v in facts.items() if k not in ("system", "config", "format")})
-            system.networks["generator"].load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+            config = cls.Config(
+                **{
+                    k: tuple(v) if isinstance(v, list) else v
+                    for k, v in facts["config"].items()
+                }
+            )
+            system = cls(
+                config,
+                facts={
+                    k: v for k, v in facts.items() if k not in ("system", "config", "format")
+                },
+            )
+            system.networks["generator"].load_state_dict(
+                {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+            )
         except (TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} does not fit this version's {cls.name} ({str(error).splitlines()[0]}); train again, or use the version that wrote it") from None
+            raise ValueError(
+                f"{path} does not fit this version's {cls.name} ({str(error).splitlines()[0]}); train again, or use the version that wrote it"
+            ) from None
         return system
 
 # %% ../nbs/04_systems.ipynb #04022
@@ -83,10 +121,23 @@ def begin_with(trainer: Trainer, start: System) -> None:
             net.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
-            raise ValueError(f"the system to start from has a generator of other sizes ({reason}); use its own config, with other training choices only") from None
+            raise ValueError(
+                f"the system to start from has a generator of other sizes ({reason}); use its own config, with other training choices only"
+            ) from None
 
 
-def train_system(kind: type[System], config, trainer: Trainer, step, steps: int, *, start: System | None = None, resume: bool = False, on_log=None, progress: bool = True) -> System:
+def train_system(
+    kind: type[System],
+    config,
+    trainer: Trainer,
+    step,
+    steps: int,
+    *,
+    start: System | None = None,
+    resume: bool = False,
+    on_log=None,
+    progress: bool = True,
+) -> System:
     """Run `trainer` to `steps` and return the system with the averaged generator, and facts about the run; with an output folder, leave `weights.safetensors` there.
 
     `trainer.averaged["generator"]` must exist. `start` is a trained system whose generator to begin with.
@@ -94,7 +145,13 @@ def train_system(kind: type[System], config, trainer: Trainer, step, steps: int,
     if start is not None:
         begin_with(trainer, start)
     trainer.fit(step, steps, resume=resume, on_log=on_log, progress=progress)
-    facts = dict(steps=trainer.step, seed=trainer.seed, seconds=round(trainer.seconds), hardware=hardware(), history=trainer.history[-1:])
+    facts = dict(
+        steps=trainer.step,
+        seed=trainer.seed,
+        seconds=round(trainer.seconds),
+        hardware=hardware(),
+        history=trainer.history[-1:],
+    )
     system = kind(config, trainer.averaged["generator"].cpu(), facts)
     if trainer.out is not None:
         system.save(Path(trainer.out) / "weights.safetensors")

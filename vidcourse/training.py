@@ -6,7 +6,15 @@ __all__ = ['FORMAT', 'decay', 'average_', 'processes', 'exchange_', 'save_weight
            'layout', 'Checkpoints', 'Steps', 'Trainer']
 
 # %% ../nbs/03_training.ipynb #03004
-import io, json, math, os, signal, sys, threading, time, uuid
+import io
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict
@@ -30,61 +38,107 @@ def decay(step: int, steps: int, start: float = 0.5) -> float:
     "Factor of a learning rate: 1 until `start * steps`, then a straight line down to 0 at `steps`."
     return min(1.0, max(0.0, (steps - step) / max(1e-9, steps * (1 - start))))
 
+
 @torch.no_grad()
 def average_(averaged: nn.Module, network: nn.Module, decay: float, step: int) -> None:
     "Moves `averaged` a little towards `network`, in place; in the first steps more than `decay` says. Buffers are copied."
     keep = min(decay, (1 + step) / (10 + step))
-    for a, p in zip(averaged.parameters(), network.parameters()): a.lerp_(p, 1 - keep)
-    for a, b in zip(averaged.buffers(), network.buffers()): a.copy_(b)
+    for a, p in zip(averaged.parameters(), network.parameters()):
+        a.lerp_(p, 1 - keep)
+    for a, b in zip(averaged.buffers(), network.buffers()):
+        a.copy_(b)
 
 # %% ../nbs/03_training.ipynb #03030
 def processes(device=None) -> PartialState:
     "accelerate's view of this process and its siblings, as `torchrun` or `accelerate launch` started them; alone when there are none."
-    several, on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1, os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    no_gpu = torch.device(device).type == "cpu" if device is not None else not torch.cuda.is_available()
+    several, on_cpu = (
+        int(os.environ.get("WORLD_SIZE", 1)) > 1,
+        os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"),
+    )
+    no_gpu = (
+        torch.device(device).type == "cpu"
+        if device is not None
+        else not torch.cuda.is_available()
+    )
     return PartialState(cpu=on_cpu or (several and no_gpu))
+
 
 @torch.no_grad()
 def exchange_(tensors: list[Tensor]) -> None:
     "Replaces each tensor by its mean over all processes, in place, in one message. A process alone leaves them as they are."
-    if PartialState().num_processes == 1 or not tensors: return
+    if PartialState().num_processes == 1 or not tensors:
+        return
     flat = reduce(torch.cat([t.float().reshape(-1) for t in tensors]), "mean")
-    for t, piece in zip(tensors, flat.split([t.numel() for t in tensors])): t.copy_(piece.view(t.shape))
+    for t, piece in zip(tensors, flat.split([t.numel() for t in tensors])):
+        t.copy_(piece.view(t.shape))
 
 # %% ../nbs/03_training.ipynb #03035
 FORMAT = 1
 
+
 def save_weights(path, tensors: dict[str, Tensor], **facts) -> None:
     "Writes tensors, and facts about them as JSON (dataclasses allowed), to one safetensors file, whole or not at all. OSError."
     plain = {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
-    data = as_safetensors(plain, {"vidcourse": json.dumps({"format": FORMAT, **facts}, default=asdict)})
-    with atomic(path) as temporary: temporary.write_bytes(data)
+    data = as_safetensors(
+        plain, {"vidcourse": json.dumps({"format": FORMAT, **facts}, default=asdict)}
+    )
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
 
 # %% ../nbs/03_training.ipynb #03036
 def checked(facts: str | None, path) -> dict:
     "The facts in a file's JSON; ValueError unless this version of vidcourse can read what they describe."
-    try: facts = json.loads(facts or "")
-    except ValueError: facts = None
-    if not isinstance(facts, dict) or "format" not in facts: raise ValueError(f"{path} was not written by vidcourse, or is damaged")
-    if facts["format"] == FORMAT: return facts
-    raise ValueError(f"{path} has format {facts['format']!r}, this vidcourse reads format {FORMAT}: use the version that wrote it")
+    try:
+        facts = json.loads(facts or "")
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or "format" not in facts:
+        raise ValueError(f"{path} was not written by vidcourse, or is damaged")
+    if facts["format"] == FORMAT:
+        return facts
+    raise ValueError(
+        f"{path} has format {facts['format']!r}, this vidcourse reads format {FORMAT}: use the version that wrote it"
+    )
+
 
 def load_weights(path) -> tuple[dict[str, Tensor], dict]:
     "Tensors and facts from `save_weights`. Runs no code from the file. FileNotFoundError, or ValueError for any other file."
-    if not Path(path).is_file(): raise FileNotFoundError(f"there is no weights file {path}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no weights file {path}")
     try:
         with safe_open(path, "pt") as file:
-            return {k: file.get_tensor(k).clone() for k in file.keys()}, checked((file.metadata() or {}).get("vidcourse"), path)
+            return {k: file.get_tensor(k).clone() for k in file.keys()}, checked(
+                (file.metadata() or {}).get("vidcourse"), path
+            )
     except SafetensorError as error:
-        with open(path, "rb") as file: pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-        why = "looks like a pickle, which can run code when opened, so it was not opened" if pickled else f"is cut short or foreign ({error})"
-        raise ValueError(f"{path} {why}. Weights are read from safetensors files, as save_weights makes them.") from None
+        with open(path, "rb") as file:
+            pickled = file.read(2) in (
+                b"PK",
+                b"\x80\x02",
+                b"\x80\x03",
+                b"\x80\x04",
+                b"\x80\x05",
+            )
+        why = (
+            "looks like a pickle, which can run code when opened, so it was not opened"
+            if pickled
+            else f"is cut short or foreign ({error})"
+        )
+        raise ValueError(
+            f"{path} {why}. Weights are read from safetensors files, as save_weights makes them."
+        ) from None
 
 # %% ../nbs/03_training.ipynb #03039
 def optimiser_tensors(optimiser) -> dict[str, Tensor]:
     "What an optimiser remembers, as `parameter number/name`: Adam's two moments and step count."
     memory = optimiser.state_dict()["state"]
-    return {f"{i}/{k}": torch.as_tensor(v) for i, m in memory.items() for k, v in m.items() if v is not None}
+    return {
+        f"{i}/{k}": torch.as_tensor(v)
+        for i, m in memory.items()
+        for k, v in m.items()
+        if v is not None
+    }
+
 
 def load_optimiser(optimiser, tensors: dict[str, Tensor]) -> None:
     "Puts `optimiser_tensors` back, moments in the memory layout of their parameter. Rates stay as the caller set them."
@@ -93,54 +147,110 @@ def load_optimiser(optimiser, tensors: dict[str, Tensor]) -> None:
         i, key = name.split("/", 1)
         like = parameters[int(i)]
         shaped = key != "step" and t.shape == like.shape
-        memory.setdefault(int(i), {})[key] = torch.empty_like(like, dtype=t.dtype).copy_(t) if shaped else t.clone()
-    optimiser.load_state_dict({"state": memory, "param_groups": optimiser.state_dict()["param_groups"]})
+        memory.setdefault(int(i), {})[key] = (
+            torch.empty_like(like, dtype=t.dtype).copy_(t) if shaped else t.clone()
+        )
+    optimiser.load_state_dict(
+        {"state": memory, "param_groups": optimiser.state_dict()["param_groups"]}
+    )
 
 # %% ../nbs/03_training.ipynb #03043
 @contextmanager
 def interruptible():
     "Ctrl-C fills the list that is given, so that a loop can end its step; the second ctrl-C stops at once."
     asked, main = [], threading.current_thread() is threading.main_thread()
+
     def ask(number, frame):
-        if asked: raise KeyboardInterrupt
+        if asked:
+            raise KeyboardInterrupt
         asked.append(number)
+
     before = signal.signal(signal.SIGINT, ask) if main else None
-    try: yield asked
+    try:
+        yield asked
     finally:
-        if main: signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if main:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 # %% ../nbs/03_training.ipynb #03044
 class Progress(tqdm):
     "tqdm as plain text: on a terminal, or in a notebook as one line that is replaced and so stored once; silent elsewhere."
+
     def __init__(self, disable: bool = False, **options):
         notebook = not disable and getattr(get_ipython(), "kernel", None) is not None
-        self.line = display({"text/plain": "..."}, raw=True, display_id=True) if notebook else None
-        super().__init__(disable=True if disable else False if notebook else None, mininterval=0.5, ncols=110 if notebook else None,
-                         file=io.StringIO() if notebook else sys.stderr, **options)
+        self.line = (
+            display({"text/plain": "..."}, raw=True, display_id=True) if notebook else None
+        )
+        super().__init__(
+            disable=True if disable else False if notebook else None,
+            mininterval=0.5,
+            ncols=110 if notebook else None,
+            file=io.StringIO() if notebook else sys.stderr,
+            **options,
+        )
 
     def display(self, msg=None, pos=None):
         "Shows the line as it is now."
-        return self.line.update({"text/plain": str(self)}, raw=True) if self.line else super().display(msg, pos)
+        return (
+            self.line.update({"text/plain": str(self)}, raw=True)
+            if self.line
+            else super().display(msg, pos)
+        )
 
 # %% ../nbs/03_training.ipynb #03047
 class Run:
     "The parts of a training run, on one device. See `Trainer`."
-    def __init__(self, networks: dict[str, nn.Module], optimisers: dict, *, seed: int = 0, device=None, precision: str = "no",
-                 ema: dict[str, float] | None = None, clip_grad: float | None = None, out=None, log_every: int = 50,
-                 save_every: int = 500, patience: int = 10, schedule=None):
-        if precision not in ("no", "bf16"): raise ValueError(f"precision {precision!r} is unknown; use 'no' or 'bf16'")
-        if unknown := set(ema or {}) - set(networks): raise ValueError(f"ema names {sorted(unknown)}; networks are {sorted(networks)}")
+
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        optimisers: dict,
+        *,
+        seed: int = 0,
+        device=None,
+        precision: str = "no",
+        ema: dict[str, float] | None = None,
+        clip_grad: float | None = None,
+        out=None,
+        log_every: int = 50,
+        save_every: int = 500,
+        patience: int = 10,
+        schedule=None,
+    ):
+        if precision not in ("no", "bf16"):
+            raise ValueError(f"precision {precision!r} is unknown; use 'no' or 'bf16'")
+        if unknown := set(ema or {}) - set(networks):
+            raise ValueError(f"ema names {sorted(unknown)}; networks are {sorted(networks)}")
         self.processes = processes(device)
         self.device = torch.device(device or self.processes.device)
         if self.processes.num_processes > 1 and self.device.type != self.processes.device.type:
-            raise ValueError(f"device {device!r} does not fit processes launched for {self.processes.device}")
-        self.networks, self.optimisers = {k: n.to(self.device) for k, n in networks.items()}, dict(optimisers)
+            raise ValueError(
+                f"device {device!r} does not fit processes launched for {self.processes.device}"
+            )
+        self.networks, self.optimisers = (
+            {k: n.to(self.device) for k, n in networks.items()},
+            dict(optimisers),
+        )
         if self.processes.num_processes > 1:  # all start as the first does
-            for t in (t for n in self.networks.values() for t in n.state_dict().values()): t.copy_(broadcast(t.contiguous()))
-        self.ema, self.averaged = ema or {}, {k: deepcopy(self.networks[k]).eval().requires_grad_(False) for k in ema or {}}
-        self.seed, self.precision, self.clip_grad, self.patience, self.schedule = seed, precision, clip_grad, patience, schedule
-        self.out, self.log_every, self.save_every = Path(out) if out else None, log_every, save_every
-        self.generator = torch.Generator().manual_seed(seed)
+            for t in (t for n in self.networks.values() for t in n.state_dict().values()):
+                t.copy_(broadcast(t.contiguous()))
+        self.ema, self.averaged = (
+            ema or {},
+            {k: deepcopy(self.networks[k]).eval().requires_grad_(False) for k in ema or {}},
+        )
+        self.seed, self.precision, self.clip_grad, self.patience, self.schedule = (
+            seed,
+            precision,
+            clip_grad,
+            patience,
+            schedule,
+        )
+        self.out, self.log_every, self.save_every = (
+            Path(out) if out else None,
+            log_every,
+            save_every,
+        )
+        self.rng = torch.Generator().manual_seed(seed)
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.history, self.sums, self.in_a_row = [], {}, {}
         self.rates = {k: [g["lr"] for g in o.param_groups] for k, o in self.optimisers.items()}
@@ -153,112 +263,190 @@ class Run:
 # %% ../nbs/03_training.ipynb #03049
 class Updates(Run):
     "Adds a step of the optimisers: gradients averaged over processes, guarded, clipped. See `Trainer`."
+
     def autocast(self):
         "Context in which matrix products and convolutions run in bfloat16 when `precision` is 'bf16'."
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
 
     def shard(self, x: Tensor) -> Tensor:
         "This process's share of a batch that every process drew alike. ValueError when it can't be shared equally."
         n = self.processes.num_processes
-        if len(x) % n: raise ValueError(f"a batch of {len(x)} can't be shared equally by {n} processes; use a multiple of {n}")
+        if len(x) % n:
+            raise ValueError(
+                f"a batch of {len(x)} can't be shared equally by {n} processes; use a multiple of {n}"
+            )
         return x.chunk(n)[self.processes.process_index]
 
     def update(self, loss: Float[Tensor, ""], *names: str, retain_graph: bool = False) -> float:
         "One step of the named optimisers down the gradient of `loss`. Returns the gradient's norm; nan when the step was skipped."
         optimisers = [self.optimisers[name] for name in names]
-        parameters = [p for o in optimisers for g in o.param_groups for p in g["params"] if p.requires_grad]
-        for o in optimisers: o.zero_grad()
+        parameters = [
+            p
+            for o in optimisers
+            for g in o.param_groups
+            for p in g["params"]
+            if p.requires_grad
+        ]
+        for o in optimisers:
+            o.zero_grad()
         loss.backward(retain_graph=retain_graph, inputs=parameters)
-        value, gradients = loss.detach().clone(), [p.grad for p in parameters if p.grad is not None]
+        value, gradients = (
+            loss.detach().clone(),
+            [p.grad for p in parameters if p.grad is not None],
+        )
         exchange_([value, *gradients])
         norm = nn.utils.get_total_norm(gradients)
-        if not math.isfinite(float(value + norm)): return self.skip(names, float(value), float(norm))
-        if self.clip_grad: nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
-        for o in optimisers: o.step()
-        for good, b in zip(self.good, self.buffers()): good.copy_(b)
+        if not math.isfinite(float(value + norm)):
+            return self.skip(names, float(value), float(norm))
+        if self.clip_grad:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
+        for o in optimisers:
+            o.step()
+        for good, b in zip(self.good, self.buffers()):
+            good.copy_(b)
         self.in_a_row[" ".join(names)] = 0
         return float(norm)
 
     def skip(self, names: tuple[str, ...], value: float, norm: float) -> float:
         "Counts a step not taken and puts the buffers back. FloatingPointError after `patience` of them in a row."
-        for good, b in zip(self.good, self.buffers()): b.data.copy_(good)
-        for name in names: self.optimisers[name].zero_grad()
-        self.skipped, self.in_a_row[key] = self.skipped + 1, self.in_a_row.get(key := " ".join(names), 0) + 1
-        if self.in_a_row[key] < self.patience: return math.nan
-        raise FloatingPointError(f"{self.patience} updates of {key} in a row were not finite (step {self.step}, loss {value}, gradient "
-                                 f"norm {norm}); none was applied. Try a lower rate, clip_grad, or precision='no'; look at the data.")
+        for good, b in zip(self.good, self.buffers()):
+            b.data.copy_(good)
+        for name in names:
+            self.optimisers[name].zero_grad()
+        self.skipped, self.in_a_row[key] = (
+            self.skipped + 1,
+            self.in_a_row.get(key := " ".join(names), 0) + 1,
+        )
+        if self.in_a_row[key] < self.patience:
+            return math.nan
+        raise FloatingPointError(
+            f"{self.patience} updates of {key} in a row were not finite (step {self.step}, loss {value}, gradient "
+            f"norm {norm}); none was applied. Try a lower rate, clip_grad, or precision='no'; look at the data."
+        )
 
 # %% ../nbs/03_training.ipynb #03052
 def named_tensors(run) -> dict[str, Tensor]:
     "Every tensor of a run's networks and of their averages, by its name in a checkpoint."
     parts = {"network": run.networks, "averaged": run.averaged}
-    return {f"{part}/{n}/{k}": t for part, ns in parts.items() for n, m in ns.items() for k, t in m.state_dict().items()}
+    return {
+        f"{part}/{n}/{k}": t
+        for part, ns in parts.items()
+        for n, m in ns.items()
+        for k, t in m.state_dict().items()
+    }
+
 
 def layout(run) -> dict[str, list[int]]:
     "What a checkpoint must agree with: the shape of every tensor, and how many parameters each optimiser has."
-    sizes = {f"optimiser/{n}": [len(g["params"]) for g in o.param_groups] for n, o in run.optimisers.items()}
+    sizes = {
+        f"optimiser/{n}": [len(g["params"]) for g in o.param_groups]
+        for n, o in run.optimisers.items()
+    }
     return {**{k: list(t.shape) for k, t in named_tensors(run).items()}, **sizes}
 
 # %% ../nbs/03_training.ipynb #03053
 class Checkpoints(Updates):
     "Adds `save` and `load`. See `Trainer`."
+
     REMEMBERED = ("seed", "step", "seconds", "skipped", "in_a_row", "sums", "history")
 
     def save(self) -> None:
         "Writes a checkpoint to `out`. It counts from the moment state.json names it; older ones go after that. OSError."
-        if self.out is None: raise ValueError("there is nowhere to save to: Trainer(..., out=FOLDER)")
+        if self.out is None:
+            raise ValueError("there is nowhere to save to: Trainer(..., out=FOLDER)")
         if self.processes.is_main_process:
-            memory = {f"optimiser/{n}/{k}": t for n, o in self.optimisers.items() for k, t in optimiser_tensors(o).items()}
+            memory = {
+                f"optimiser/{n}/{k}": t
+                for n, o in self.optimisers.items()
+                for k, t in optimiser_tensors(o).items()
+            }
             new = self.out / f"checkpoint-{self.step:08d}-{uuid.uuid4().hex[:8]}.safetensors"
-            save_weights(new, {**named_tensors(self), **memory, "generator": self.generator.get_state()}, step=self.step)
-            state = {"format": FORMAT, "tensors": new.name, **{k: getattr(self, k) for k in self.REMEMBERED}, "layout": layout(self)}
-            with atomic(self.out / "state.json") as temporary: temporary.write_text(json.dumps(state))
-            for old in (*self.out.glob("checkpoint-*"), *self.out.glob(".checkpoint-*"), *self.out.glob(".state-*")):
-                if old != new: old.unlink(missing_ok=True)
+            save_weights(
+                new,
+                {**named_tensors(self), **memory, "rng": self.rng.get_state()},
+                step=self.step,
+            )
+            state = {
+                "format": FORMAT,
+                "tensors": new.name,
+                **{k: getattr(self, k) for k in self.REMEMBERED},
+                "layout": layout(self),
+            }
+            with atomic(self.out / "state.json") as temporary:
+                temporary.write_text(json.dumps(state))
+            for old in (
+                *self.out.glob("checkpoint-*"),
+                *self.out.glob(".checkpoint-*"),
+                *self.out.glob(".state-*"),
+            ):
+                if old != new:
+                    old.unlink(missing_ok=True)
         self.processes.wait_for_everyone()
 
     def load(self) -> None:
         "Continues from the checkpoint in `out`. FileNotFoundError; ValueError, with nothing changed, when it is not of this run."
         path = Path(self.out or "") / "state.json"
-        if not path.is_file(): raise FileNotFoundError(f"there is no checkpoint {path}")
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no checkpoint {path}")
         state, mine = checked(path.read_text(errors="replace"), path), layout(self)
         there = state.get("layout", {})
         if odd := [k for k in {**mine, **there} if mine.get(k) != there.get(k)]:
-            raise ValueError(f"{path} is of another model or configuration: {len(odd)} parts differ, first {odd[0]}: "
-                             f"{there.get(odd[0])} there, {mine.get(odd[0])} here")
+            raise ValueError(
+                f"{path} is of another model or configuration: {len(odd)} parts differ, first {odd[0]}: "
+                f"{there.get(odd[0])} there, {mine.get(odd[0])} here"
+            )
         tensors, _ = load_weights(self.out / Path(state["tensors"]).name)
-        for k, t in named_tensors(self).items(): t.copy_(tensors[k])
+        for k, t in named_tensors(self).items():
+            t.copy_(tensors[k])
         for n, o in self.optimisers.items():
-            load_optimiser(o, {k.removeprefix(f"optimiser/{n}/"): t for k, t in tensors.items() if k.startswith(f"optimiser/{n}/")})
-        self.generator.set_state(tensors["generator"])
-        for k in self.REMEMBERED: setattr(self, k, state[k])
+            load_optimiser(
+                o,
+                {
+                    k.removeprefix(f"optimiser/{n}/"): t
+                    for k, t in tensors.items()
+                    if k.startswith(f"optimiser/{n}/")
+                },
+            )
+        self.rng.set_state(tensors["rng"])
+        for k in self.REMEMBERED:
+            setattr(self, k, state[k])
         self.good = [b.clone() for b in self.buffers()]
 
 # %% ../nbs/03_training.ipynb #03055
 class Steps(Checkpoints):
     "Adds one step, and the log. See `Trainer`."
+
     def advance(self, step_fn, steps: int) -> None:
         "One step: rates set, global seed set (dropout draws from it), `step_fn` called, averages moved, losses summed."
         start = time.perf_counter()
         torch.manual_seed(self.seed + 1_000_003 * self.step + self.processes.process_index)
         for k, o in self.optimisers.items() if self.schedule else ():
-            for g, rate in zip(o.param_groups, self.rates[k]): g["lr"] = rate * self.schedule(self.step, steps)
+            for g, rate in zip(o.param_groups, self.rates[k]):
+                g["lr"] = rate * self.schedule(self.step, steps)
         for k, v in step_fn(self).items():
             v, (total, count) = float(torch.as_tensor(v).detach()), self.sums.get(k, (0.0, 0))
-            if math.isfinite(v): self.sums[k] = [total + v, count + 1]
-        for k, keep in self.ema.items(): average_(self.averaged[k], self.networks[k], keep, self.step)
+            if math.isfinite(v):
+                self.sums[k] = [total + v, count + 1]
+        for k, keep in self.ema.items():
+            average_(self.averaged[k], self.networks[k], keep, self.step)
         self.step, self.seconds = self.step + 1, self.seconds + time.perf_counter() - start
 
     def log(self, writer, on_log) -> dict[str, float]:
         "Means since the last log, to `history` and tensorboard; a picture when `on_log(trainer)` returns clips."
-        means = {k: torch.tensor(total / count, device=self.device) for k, (total, count) in self.sums.items()}
+        means = {
+            k: torch.tensor(total / count, device=self.device)
+            for k, (total, count) in self.sums.items()
+        }
         exchange_(list(means.values()))
         means, self.sums = {k: float(v) for k, v in means.items()}, {}
         self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **means})
-        for k, v in {**means, "skipped": self.skipped}.items() if writer else (): writer.add_scalar(k, v, self.step)
-        drawn = self.generator.get_state()
+        for k, v in {**means, "skipped": self.skipped}.items() if writer else ():
+            writer.add_scalar(k, v, self.step)
+        drawn = self.rng.get_state()
         clips = on_log(self) if on_log and self.processes.is_main_process else None
-        self.generator.set_state(drawn)  # looking at samples does not change the run
+        self.rng.set_state(drawn)  # looking at samples does not change the run
         if writer and clips is not None:
             write(self.out / "samples" / f"{self.step:08d}.png", clips)
             writer.add_image("samples", film_strip(clips), self.step, dataformats="HWC")
@@ -268,26 +456,45 @@ class Steps(Checkpoints):
 class Trainer(Steps):
     """The loop of every chapter. A chapter gives networks, optimisers and a function `step_fn(trainer) -> losses` that calls `update`.
 
-    `averaged` holds slow copies of the networks named in `ema`; `generator` is where all random numbers come from (CPU).
+    `averaged` holds slow copies of the networks named in `ema`; `rng` is where all random numbers come from (CPU).
     `schedule(step, steps)` multiplies the rates. Resuming repeats an unbroken run bit for bit on a CPU. Batch statistics are
     those of each process's share.
     """
-    def fit(self, step_fn, steps: int, resume: bool = False, on_log=None, progress: bool = True) -> list[dict]:
+
+    def fit(
+        self, step_fn, steps: int, resume: bool = False, on_log=None, progress: bool = True
+    ) -> list[dict]:
         "Trains until `step` is `steps`; with `resume`, from the checkpoint in `out` if there is one. Ctrl-C saves, then raises."
-        if resume and self.out and (self.out / "state.json").is_file(): self.load()
+        if resume and self.out and (self.out / "state.json").is_file():
+            self.load()
         main = self.processes.is_main_process
-        if self.out and main: from torch.utils.tensorboard import SummaryWriter
-        with (SummaryWriter(self.out / "tensorboard", purge_step=self.step) if self.out and main else nullcontext() as writer,
-              Progress(total=steps, initial=self.step, disable=not (progress and main)) as bar,
-              torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), interruptible() as asked):
+        if self.out and main:
+            from torch.utils.tensorboard import SummaryWriter
+        with (
+            SummaryWriter(self.out / "tensorboard", purge_step=self.step)
+            if self.out and main
+            else nullcontext() as writer,
+            Progress(total=steps, initial=self.step, disable=not (progress and main)) as bar,
+            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+            interruptible() as asked,
+        ):
             while self.step < steps and not self.anywhere(asked):
                 self.advance(step_fn, steps)
                 bar.update()
                 if self.step % self.log_every == 0 or self.step == steps:
-                    bar.set_postfix({k: f"{v:.3g}" for k, v in self.log(writer, on_log).items()}, refresh=False)
-                if self.out and self.step % self.save_every == 0 and self.step < steps: self.save()
-            if self.out: self.save()
-        if asked: raise KeyboardInterrupt(f"stopped after step {self.step}" + (f", checkpoint in {self.out}" if self.out else ""))
+                    bar.set_postfix(
+                        {k: f"{v:.3g}" for k, v in self.log(writer, on_log).items()},
+                        refresh=False,
+                    )
+                if self.out and self.step % self.save_every == 0 and self.step < steps:
+                    self.save()
+            if self.out:
+                self.save()
+        if asked:
+            raise KeyboardInterrupt(
+                f"stopped after step {self.step}"
+                + (f", checkpoint in {self.out}" if self.out else "")
+            )
         return self.history
 
     def anywhere(self, asked: list) -> bool:

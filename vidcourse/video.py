@@ -6,7 +6,11 @@ __all__ = ['Clip', 'MOVING', 'STILL', 'IMAGES', 'encode', 'pictures', 'apng', 'd
            'write', 'fit', 'in_order', 'read_image', 'read_strip', 'read_npz', 'read']
 
 # %% ../nbs/00_video.ipynb #00006
-import io, os, re, uuid, zipfile
+import io
+import os
+import re
+import uuid
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -26,27 +30,49 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 # %% ../nbs/00_video.ipynb #00007
-def encode(frames: Iterator[av.VideoFrame], size: tuple[int, int], fps: int | float, codec: str, container: str, pixels: str, **options: str) -> bytes:
+def encode(
+    frames: Iterator[av.VideoFrame],
+    size: tuple[int, int],
+    fps: int | float,
+    codec: str,
+    container: str,
+    pixels: str,
+    **options: str,
+) -> bytes:
     "Frames of `size` (height, width) through one of ffmpeg's encoders, in memory."
     memory = io.BytesIO()
-    with av.open(memory, "w", format=container, options={"plays": "0"} if container == "apng" else {}) as file:
-        stream = file.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=options)
+    with av.open(
+        memory, "w", format=container, options={"plays": "0"} if container == "apng" else {}
+    ) as file:
+        stream = file.add_stream(
+            codec, rate=Fraction(fps).limit_denominator(1000), options=options
+        )
         (stream.height, stream.width), stream.pix_fmt = size, pixels
         for frame in frames:
             file.mux(stream.encode(frame))
-        file.mux(stream.encode())                                   # nothing more: hand out what is left
+        file.mux(stream.encode())  # nothing more: hand out what is left
     return memory.getvalue()
+
 
 def pictures(frames: UInt8[np.ndarray, "t h w 3"]) -> Iterator[av.VideoFrame]:
     "Frames as ffmpeg likes them."
-    return (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames)
+    return (
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        for frame in frames
+    )
+
 
 def apng(frames: UInt8[np.ndarray, "t h w 3"], fps: int | float = 8) -> bytes:
     "An animated PNG: lossless, and shown by notebooks as a plain `image/png`."
-    return encode(pictures(frames), frames.shape[1:3], fps, "apng", "apng", "rgb24", pred="mixed")
+    return encode(
+        pictures(frames), frames.shape[1:3], fps, "apng", "apng", "rgb24", pred="mixed"
+    )
 
 # %% ../nbs/00_video.ipynb #00016
-Clip = Tensor | np.ndarray    # float tensor (c t h w) or (n c t h w) in [-1, 1]; or uint8 (t h w c) or (n t h w c)
+Clip = (
+    Tensor | np.ndarray
+)  # float tensor (c t h w) or (n c t h w) in [-1, 1]; or uint8 (t h w c) or (n t h w c)
+
 
 def describe(value: Any) -> str:
     "Type and shape in a few words, for error messages."
@@ -54,27 +80,54 @@ def describe(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} {type(value).__name__} of shape {tuple(value.shape)}"
     return type(value).__name__
 
-def to_float(frames: UInt8[np.ndarray, "*n t h w c"] | UInt8[Tensor, "*n t h w c"]) -> Float[Tensor, "*n c t h w"]:
+
+def to_float(
+    frames: UInt8[np.ndarray, "*n t h w c"] | UInt8[Tensor, "*n t h w c"],
+) -> Float[Tensor, "*n c t h w"]:
     "Frames in 0..255, channels last, to float32 clips in [-1, 1]; a tensor stays on its device. ValueError for anything else."
-    if getattr(frames, "dtype", None) not in (np.dtype("uint8"), torch.uint8) or frames.ndim not in (4, 5):
-        raise ValueError(f"expected uint8 frames (t h w c) or (n t h w c), got {describe(frames)}")
-    return rearrange(torch.as_tensor(frames), "... t h w c -> ... c t h w").float().div(127.5).sub(1)
+    if getattr(frames, "dtype", None) not in (
+        np.dtype("uint8"),
+        torch.uint8,
+    ) or frames.ndim not in (4, 5):
+        raise ValueError(
+            f"expected uint8 frames (t h w c) or (n t h w c), got {describe(frames)}"
+        )
+    return (
+        rearrange(torch.as_tensor(frames), "... t h w c -> ... c t h w")
+        .float()
+        .div(127.5)
+        .sub(1)
+    )
 
 # %% ../nbs/00_video.ipynb #00018
-def to_uint8(clips: Float[Tensor, "*n c t h w"], clamp: bool = False) -> UInt8[np.ndarray, "*n t h w c"]:
+def to_uint8(
+    clips: Float[Tensor, "*n c t h w"], clamp: bool = False
+) -> UInt8[np.ndarray, "*n t h w c"]:
     """Clips in [-1, 1] to frames in 0..255, channels last.
 
     ValueError for other types or shapes, NaN, and values outside [-1, 1] (`clamp=True` cuts those off).
     """
-    if not isinstance(clips, Tensor) or not clips.is_floating_point() or clips.ndim not in (4, 5):
-        raise ValueError(f"expected a float tensor (c t h w) or (n c t h w), got {describe(clips)}")
+    if (
+        not isinstance(clips, Tensor)
+        or not clips.is_floating_point()
+        or clips.ndim not in (4, 5)
+    ):
+        raise ValueError(
+            f"expected a float tensor (c t h w) or (n c t h w), got {describe(clips)}"
+        )
     if clips.shape[-4] not in (1, 3):
-        raise ValueError(f"expected 1 or 3 channels on the axis before time, got {describe(clips)}; are channels and time swapped?")
+        raise ValueError(
+            f"expected 1 or 3 channels on the axis before time, got {describe(clips)}; are channels and time swapped?"
+        )
     clips = clips.detach().float().cpu()
     if not clips.isfinite().all():
-        raise ValueError(f"{int((~clips.isfinite()).sum())} of {clips.numel()} values are NaN or infinite")
+        raise ValueError(
+            f"{int((~clips.isfinite()).sum())} of {clips.numel()} values are NaN or infinite"
+        )
     if not clamp and clips.numel() and clips.abs().max() > 1 + 1e-4:
-        raise ValueError(f"values from {clips.min():.3g} to {clips.max():.3g}, expected -1 to 1; rescale, or cut them off: to_uint8(clips, clamp=True)")
+        raise ValueError(
+            f"values from {clips.min():.3g} to {clips.max():.3g}, expected -1 to 1; rescale, or cut them off: to_uint8(clips, clamp=True)"
+        )
     frames = ((clips.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return rearrange(frames, "... c t h w -> ... t h w c").contiguous().numpy()
 
@@ -83,14 +136,23 @@ def as_frames(clips: Clip) -> UInt8[np.ndarray, "n t h w 3"]:
     "Any clip or batch of clips, float or uint8, as uint8 colour frames `(n t h w 3)`; grey becomes colour. ValueError for anything else."
     if isinstance(clips, Tensor):
         clips = to_uint8(clips) if clips.is_floating_point() else clips.cpu().numpy()
-    if getattr(clips, "dtype", None) != np.uint8 or clips.ndim not in (4, 5) or clips.shape[-1] not in (1, 3):
-        raise ValueError(f"expected uint8 frames (t h w c) or (n t h w c) with 1 or 3 channels, or float clips (c t h w) or (n c t h w); got {describe(clips)}")
+    if (
+        getattr(clips, "dtype", None) != np.uint8
+        or clips.ndim not in (4, 5)
+        or clips.shape[-1] not in (1, 3)
+    ):
+        raise ValueError(
+            f"expected uint8 frames (t h w c) or (n t h w c) with 1 or 3 channels, or float clips (c t h w) or (n c t h w); got {describe(clips)}"
+        )
     if 0 in clips.shape:
         raise ValueError(f"there is nothing in it: {describe(clips)}")
     frames = clips.reshape((-1, *clips.shape[-4:]))
     return frames if frames.shape[-1] == 3 else frames.repeat(3, -1)
 
-def grid(clips: Clip, columns: int | None = None, gap: int = 2) -> UInt8[np.ndarray, "t height width 3"]:
+
+def grid(
+    clips: Clip, columns: int | None = None, gap: int = 2
+) -> UInt8[np.ndarray, "t height width 3"]:
     "A batch of clips side by side as one clip, `columns` in a row, `gap` white pixels between them."
     frames = as_frames(clips)
     n, t, h, w, _ = frames.shape
@@ -99,32 +161,57 @@ def grid(clips: Clip, columns: int | None = None, gap: int = 2) -> UInt8[np.ndar
     page = np.full((t, rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
     for i, clip in enumerate(frames):
         top, left = i // columns * (h + gap), i % columns * (w + gap)
-        page[:, top:top + h, left:left + w] = clip
+        page[:, top : top + h, left : left + w] = clip
     return page
 
 # %% ../nbs/00_video.ipynb #00025
-def show(clips: Clip, columns: int | None = None, fps: int | float = 8, scale: int | None = None, caption: str | None = None) -> None:
+def show(
+    clips: Clip,
+    columns: int | None = None,
+    fps: int | float = 8,
+    scale: int | None = None,
+    caption: str | None = None,
+) -> None:
     "Show clips moving, in a grid, as an animated PNG; `scale` (a whole number) enlarges the pixels, the page enlarges small pictures further."
     page = grid(clips, columns)
     scale = scale or max(1, 384 // page.shape[2])
     high, wide = (side * scale for side in page.shape[1:3])
-    shown = max(wide, min(800, 4 * wide // scale))          # in the page's pixels: no more bytes, and no stamps
-    display(Image(data=apng(page.repeat(scale, 1).repeat(scale, 2), fps), format="png", width=shown, height=round(high * shown / wide), alt=caption or "moving clips"))
+    shown = max(
+        wide, min(800, 4 * wide // scale)
+    )  # in the page's pixels: no more bytes, and no stamps
+    display(
+        Image(
+            data=apng(page.repeat(scale, 1).repeat(scale, 2), fps),
+            format="png",
+            width=shown,
+            height=round(high * shown / wide),
+            alt=caption or "moving clips",
+        )
+    )
     if caption:
         display(Markdown(f"*{caption}*"))
 
 # %% ../nbs/00_video.ipynb #00030
-def film_strip(clips: Clip, every: int = 1, gap: int = 0) -> UInt8[np.ndarray, "height width 3"]:
+def film_strip(
+    clips: Clip, every: int = 1, gap: int = 0
+) -> UInt8[np.ndarray, "height width 3"]:
     "One image: a row for each clip, every `every`-th frame from left to right."
     frames = as_frames(clips)[:, ::every]
     return grid(rearrange(frames, "n t h w c -> (n t) 1 h w c"), frames.shape[1], gap)[0]
 
-def strip(clips: Clip, every: int = 1, labels: list[str] | None = None, caption: str | None = None, width: int | float = 9) -> None:
+
+def strip(
+    clips: Clip,
+    every: int = 1,
+    labels: list[str] | None = None,
+    caption: str | None = None,
+    width: int | float = 9,
+) -> None:
     "Show clips as a still film strip: a row for each clip, frame numbers below; `width` in inches."
     n, t, h, w, _ = as_frames(clips).shape
     shown = range(0, t, every)
     image = film_strip(clips, every, gap=1)
-    figure, axis = plt.subplots(figsize=(width, width * image.shape[0] / image.shape[1] + .3))
+    figure, axis = plt.subplots(figsize=(width, width * image.shape[0] / image.shape[1] + 0.3))
     axis.imshow(image, interpolation="nearest")
     axis.set_xticks([i * (w + 1) + w / 2 for i in range(len(shown))], shown, fontsize=8)
     axis.set_yticks([i * (h + 1) + h / 2 for i in range(n)], labels or [""] * n, fontsize=8)
@@ -137,18 +224,34 @@ def strip(clips: Clip, every: int = 1, labels: list[str] | None = None, caption:
 # %% ../nbs/00_video.ipynb #00037
 def mp4(frames: UInt8[np.ndarray, "t h w 3"], fps: int | float = 8, crf: int = 14) -> bytes:
     "H.264 that every browser plays; an odd height or width is padded by one pixel. A lower `crf` is better and larger."
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    return encode(pictures(frames), frames.shape[1:3], fps, "libx264", "mp4", "yuv420p", crf=str(crf))
+    frames = np.pad(
+        frames,
+        ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)),
+        mode="edge",
+    )
+    return encode(
+        pictures(frames), frames.shape[1:3], fps, "libx264", "mp4", "yuv420p", crf=str(crf)
+    )
+
 
 def gif(frames: UInt8[np.ndarray, "t h w 3"], fps: int | float = 8) -> bytes:
     "A GIF with one palette of 256 colours for all frames; its clock counts hundredths of a second."
     t, h, w, _ = frames.shape
-    indexed = PILImage.fromarray(frames.reshape(t * h, w, 3)).quantize(256, dither=PILImage.Dither.NONE)
+    indexed = PILImage.fromarray(frames.reshape(t * h, w, 3)).quantize(
+        256, dither=PILImage.Dither.NONE
+    )
     colours = np.asarray(indexed.getpalette("RGB"), np.uint8).reshape(-1, 3)
     palette = np.full((256, 4), 255, np.uint8)
-    palette[:len(colours), 1:] = colours                                # alpha, red, green, blue
+    palette[: len(colours), 1:] = colours  # alpha, red, green, blue
     indices = np.array(indexed).reshape(t, h, w)
-    return encode((av.VideoFrame.from_ndarray((i, palette), format="pal8") for i in indices), (h, w), fps, "gif", "gif", "pal8")
+    return encode(
+        (av.VideoFrame.from_ndarray((i, palette), format="pal8") for i in indices),
+        (h, w),
+        fps,
+        "gif",
+        "gif",
+        "pal8",
+    )
 
 # %% ../nbs/00_video.ipynb #00041
 def whole(path: Path | io.BytesIO, kind: str) -> bool:
@@ -159,9 +262,14 @@ def whole(path: Path | io.BytesIO, kind: str) -> bool:
     with open(path, "rb") as file:
         promised, size = int.from_bytes(file.read(8)[4:], "little"), file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 64))
-        return file.read().rstrip(b"\0").endswith(ends) and not (kind == "avi" and size + 1 < promised + 8 < 2**32)
+        return file.read().rstrip(b"\0").endswith(ends) and not (
+            kind == "avi" and size + 1 < promised + 8 < 2**32
+        )
 
-def decode(path: Path | io.BytesIO, max_frames: int | None = None) -> Iterator[UInt8[np.ndarray, "1 h w 3"]]:
+
+def decode(
+    path: Path | io.BytesIO, max_frames: int | None = None
+) -> Iterator[UInt8[np.ndarray, "1 h w 3"]]:
     "Frame after frame of a video, GIF or animated PNG, upright; ValueError when the file is broken or ends too early."
     try:
         with av.open(path) as file:
@@ -169,17 +277,25 @@ def decode(path: Path | io.BytesIO, max_frames: int | None = None) -> Iterator[U
             for packet in file.demux(stream):
                 packets, damaged = packets + (packet.size > 0), damaged or packet.is_corrupt
                 for frame in packet.decode():
-                    yield np.rot90(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0) // 90)[None]
+                    yield np.rot90(
+                        frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0) // 90
+                    )[None]
                     count += 1
                     if count == max_frames:
                         return
             kind = file.format.name
             if damaged or ("mp4" in kind and packets < stream.frames) or not whole(path, kind):
-                found = f"{packets} of {stream.frames} frames are there" if packets < stream.frames else f"its end is missing after {packets} frames"
+                found = (
+                    f"{packets} of {stream.frames} frames are there"
+                    if packets < stream.frames
+                    else f"its end is missing after {packets} frames"
+                )
                 raise ValueError(f"{path} is cut short: {found}; copy or download it again")
     except (av.error.FFmpegError, IndexError) as error:
         reason = getattr(error, "strerror", None) or "no video in it"
-        raise ValueError(f"{path} can't be read as a video ({reason}); it may be incomplete, or of another kind") from error
+        raise ValueError(
+            f"{path} can't be read as a video ({reason}); it may be incomplete, or of another kind"
+        ) from error
 
 # %% ../nbs/00_video.ipynb #00046
 @contextmanager
@@ -194,10 +310,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())                     # on the disk before the name changes
+            os.fsync(file.fileno())  # on the disk before the name changes
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"could not write {path}; what was there before is untouched ({error.strerror or error})") from error
+        raise OSError(
+            error.errno,
+            f"could not write {path}; what was there before is untouched ({error.strerror or error})",
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -211,13 +330,16 @@ def strip_png(frames: UInt8[np.ndarray, "n t h w 3"]) -> bytes:
     PILImage.fromarray(film_strip(frames)).save(memory, "PNG", pnginfo=notes)
     return memory.getvalue()
 
+
 def npz(frames: UInt8[np.ndarray, "n t h w 3"]) -> bytes:
     "All clips, exactly, as a compressed numpy archive with one array, `frames (n t h w c)`."
     memory = io.BytesIO()
     np.savez_compressed(memory, frames=frames)
     return memory.getvalue()
 
+
 MOVING, STILL = {".mp4": mp4, ".gif": gif, ".apng": apng}, {".png": strip_png, ".npz": npz}
+
 
 def write(path: str | Path, clips: Clip, fps: int | float = 8) -> Path:
     """Write clips as the suffix says: .mp4, .gif, .apng (moving; several make a grid), .png (film strip), .npz (exact).
@@ -227,32 +349,58 @@ def write(path: str | Path, clips: Clip, fps: int | float = 8) -> Path:
     path, frames = Path(path), as_frames(clips)
     kind = path.suffix.lower()
     if kind not in {**MOVING, **STILL}:
-        raise ValueError(f"{path}: can't write {kind or 'a file without suffix'!r}; use one of {', '.join([*MOVING, *STILL])}")
+        raise ValueError(
+            f"{path}: can't write {kind or 'a file without suffix'!r}; use one of {', '.join([*MOVING, *STILL])}"
+        )
     data = MOVING[kind](grid(frames), fps) if kind in MOVING else STILL[kind](frames)
     with atomic(path) as temporary:
         temporary.write_bytes(data)
     return path
 
 # %% ../nbs/00_video.ipynb #00052
-def fit(frames: UInt8[np.ndarray, "t h w 3"], size: int | tuple[int, int] | None) -> UInt8[np.ndarray, "t height width 3"]:
+def fit(
+    frames: UInt8[np.ndarray, "t h w 3"], size: int | tuple[int, int] | None
+) -> UInt8[np.ndarray, "t height width 3"]:
     "Cut the middle to the wanted proportions, then resize with anti-aliasing; an int means a square, None leaves all as it is."
     if size is None:
         return frames
     (height, width), (h, w) = (size, size) if isinstance(size, int) else size, frames.shape[1:3]
     if min(height, width) < 1:
-        raise ValueError(f"size {size} is no size; give a positive number of pixels, or (height, width)")
+        raise ValueError(
+            f"size {size} is no size; give a positive number of pixels, or (height, width)"
+        )
     part = min(h / height, w / width)
     high, wide = max(1, round(height * part)), max(1, round(width * part))
     top, left = (h - high) // 2, (w - wide) // 2
-    cut = rearrange(torch.tensor(frames[:, top:top + high, left:left + wide]), "t h w c -> t c h w").float()
+    cut = rearrange(
+        torch.tensor(frames[:, top : top + high, left : left + wide]), "t h w c -> t c h w"
+    ).float()
     cut = interpolate(cut, (height, width), mode="bilinear", antialias=True)
     return rearrange(cut.round().clamp(0, 255).to(torch.uint8), "t c h w -> t h w c").numpy()
 
 # %% ../nbs/00_video.ipynb #00055
 def in_order(folder: Path, endings: Sequence[str] = ()) -> list[Path]:
     "What lies in a folder, sorted as people count, frame2 before frame10; hidden files are left out."
-    number = lambda path: ([(s.isdecimal(), int(s) if s.isdecimal() else s.lower()) for s in re.split(r"(\d+)", path.name) if s], path.name)
-    return sorted((p for p in folder.iterdir() if not p.name.startswith(".") and (not endings or p.suffix.lower() in endings)), key=number)
+
+    def number(path):
+        return (
+            [
+                (s.isdecimal(), int(s) if s.isdecimal() else s.lower())
+                for s in re.split(r"(\d+)", path.name)
+                if s
+            ],
+            path.name,
+        )
+
+    return sorted(
+        (
+            p
+            for p in folder.iterdir()
+            if not p.name.startswith(".") and (not endings or p.suffix.lower() in endings)
+        ),
+        key=number,
+    )
+
 
 def read_image(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], dict]:
     "An image file's pixels and its text notes; ValueError when it is broken."
@@ -260,36 +408,59 @@ def read_image(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], dict]:
         with PILImage.open(path) as image:
             return np.array(image.convert("RGB")), getattr(image, "text", {})
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as an image ({error}); it may be incomplete") from error
+        raise ValueError(
+            f"{path} can't be read as an image ({error}); it may be incomplete"
+        ) from error
+
 
 def read_strip(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
     "The clip in a film strip: as many frames as it notes, or squares along its longer side when it notes nothing."
     pixels, notes = read_image(path)
     if int(notes.get("clips", 1)) > 1:
-        raise ValueError(f"{path} holds {notes['clips']} clips, read takes one; write one strip for each clip, or .npz")
+        raise ValueError(
+            f"{path} holds {notes['clips']} clips, read takes one; write one strip for each clip, or .npz"
+        )
     long, short = max(pixels.shape[:2]), min(pixels.shape[:2])
     if "frames" not in notes and long % short:
-        raise ValueError(f"{path} is {pixels.shape[0]} x {pixels.shape[1]}: no row of square frames, so their number can't be told")
-    count, down = int(notes.get("frames", long // short)), "frames" not in notes and len(pixels) == long
-    return rearrange(pixels, "(t h) w c -> t h w c" if down else "h (t w) c -> t h w c", t=count)
+        raise ValueError(
+            f"{path} is {pixels.shape[0]} x {pixels.shape[1]}: no row of square frames, so their number can't be told"
+        )
+    count, down = (
+        int(notes.get("frames", long // short)),
+        "frames" not in notes and len(pixels) == long,
+    )
+    return rearrange(
+        pixels, "(t h) w c -> t h w c" if down else "h (t w) c -> t h w c", t=count
+    )
+
 
 def read_npz(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
     "The one clip of an archive; ValueError when it holds none or several."
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no .npz archive; it may be incomplete, or a web page saved under this name")
+        raise ValueError(
+            f"{path} is no .npz archive; it may be incomplete, or a web page saved under this name"
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
-            frames, several = as_frames(archive["frames"]), "offsets" in archive and len(archive["offsets"]) > 2
-    except Exception as error:                          # a garbled archive can fail in a dozen ways
+            frames, several = (
+                as_frames(archive["frames"]),
+                "offsets" in archive and len(archive["offsets"]) > 2,
+            )
+    except Exception as error:  # a garbled archive can fail in a dozen ways
         raise ValueError(f"{path} is no archive of clips: {error}") from error
     if several or len(frames) > 1:
-        raise ValueError(f"{path} holds several clips, read takes one; vidcourse.data loads them all")
+        raise ValueError(
+            f"{path} holds several clips, read takes one; vidcourse.data loads them all"
+        )
     return frames[0]
 
 # %% ../nbs/00_video.ipynb #00056
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
-def read(path: str | Path, size: int | tuple[int, int] | None = None, max_frames: int | None = None) -> UInt8[np.ndarray, "t h w 3"]:
+
+def read(
+    path: str | Path, size: int | tuple[int, int] | None = None, max_frames: int | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
     """One clip from a video file, GIF, animated PNG, film strip, .npz, or folder of frames (in the order of the numbers in their names).
 
     `size` cuts and resizes as `fit` does. FileNotFoundError, or ValueError for what can't be read whole.
@@ -307,5 +478,9 @@ def read(path: str | Path, size: int | tuple[int, int] | None = None, max_frames
         parts = decode(path, max_frames)
     parts = [fit(part, size) for part in parts]
     if len({part.shape[1:] for part in parts}) != 1:
-        raise ValueError(f"{path} holds no frames" if not parts else f"{path}: frames of different sizes; give size= to make them alike")
+        raise ValueError(
+            f"{path} holds no frames"
+            if not parts
+            else f"{path}: frames of different sizes; give size= to make them alike"
+        )
     return np.concatenate(parts)[:max_frames]

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ..course import hardware, stopwatch, weights_file
 from ..metrics import acd, colour_ratio, path_correlation, track
@@ -22,37 +20,68 @@ from ..perceptual import motion_control_score
 from ..video import atomic
 
 # %% ../../nbs/13_mocogan_measured.ipynb #13010
-def measure(system: MoCoGAN, judge=None, *, contents: int = 16, motions: int = 16, n: int = 256, seed: int = 5) -> dict[str, float]:
+def measure(
+    system: MoCoGAN,
+    classifier=None,
+    *,
+    contents: int = 16,
+    motions: int = 16,
+    n: int = 256,
+    seed: int = 5,
+) -> dict[str, float]:
     """Colour ratio, path correlation, average content distance, share of empty frames and motion control score of a model of shapes.
 
-    `judge` is a `VideoClassifier`; without it (or without categories) there is no motion control score. Codes come from `seed`.
+    `classifier` is a `VideoClassifier`; without it (or without categories) there is no motion control score. Codes come from `seed`.
     """
-    net, kinds, g = system.networks["generator"], system.config.categories, torch.Generator().manual_seed(seed)
+    net, kinds, g = (
+        system.networks["generator"],
+        system.config.categories,
+        torch.Generator().manual_seed(seed),
+    )
     wanted = torch.arange(motions) % kinds if kinds else None
-    codes = code_grid(net.draw(contents, generator=g), net.draw(motions, category=wanted, generator=g))
+    codes = code_grid(net.draw(contents, rng=g), net.draw(motions, category=wanted, rng=g))
     clips = system.decode(codes).clamp(-1, 1)
     seen = track(clips)
     paths = path_correlation(seen.centroids.unflatten(0, (contents, motions)))
-    result = {"colour_ratio": colour_ratio(clips.unflatten(0, (contents, motions))).ratio,
-              "path_correlation": paths.score, "whole_path_correlation": paths.joint,
-              "acd": acd(seen.colours), "empty": (seen.area < 0.003).float().mean().item()}
-    if judge is not None and kinds:
-        result |= category_scores(system, judge, n, g)
+    result = {
+        "colour_ratio": colour_ratio(clips.unflatten(0, (contents, motions))).ratio,
+        "path_correlation": paths.score,
+        "whole_path_correlation": paths.joint,
+        "acd": acd(seen.colours),
+        "empty": (seen.area < 0.003).float().mean().item(),
+    }
+    if classifier is not None and kinds:
+        result |= category_scores(system, classifier, n, g)
     return {name: round(float(value), 4) for name, value in result.items()}
 
 # %% ../../nbs/13_mocogan_measured.ipynb #13011
-def category_scores(system: MoCoGAN, judge, n: int, generator: torch.Generator) -> dict[str, float]:
+def category_scores(
+    system: MoCoGAN, classifier, n: int, rng: torch.Generator
+) -> dict[str, float]:
     "Motion control score as asked ('mcs') and after the best matching of categories to classes ('mcs_matched')."
     wanted = torch.arange(n) % system.config.categories
-    clips = system.sample(n, system.config.length, generator, category=wanted).clamp(-1, 1)
-    score = lambda match: motion_control_score(clips, wanted, judge, match).score
+    clips = system.sample(n, system.config.length, rng, category=wanted).clamp(-1, 1)
+
+    def score(match):
+        return motion_control_score(clips, wanted, classifier, match).score
+
     return {"mcs": score(False), "mcs_matched": score(True)}
 
 # %% ../../nbs/13_mocogan_measured.ipynb #13016
 RECIPES: dict[str, dict] = {
     "all of it": {},
     # does the game hold?
-    "published recipe": dict(bounded_start=False, norm="batch", spectral=False, noise=0.1, rate_generator=2e-4, rate_critic=2e-4, weight_decay=1e-5, average=0.0, decay=False),
+    "published recipe": dict(
+        bounded_start=False,
+        norm="batch",
+        spectral=False,
+        noise=0.1,
+        rate_generator=2e-4,
+        rate_discriminator=2e-4,
+        weight_decay=1e-5,
+        average=0.0,
+        decay=False,
+    ),
     "batch norm for spectral norm": dict(norm="batch", spectral=False),
     "neither norm": dict(spectral=False),
     "R1 for spectral norm": dict(spectral=False, r1=0.05),
@@ -62,7 +91,7 @@ RECIPES: dict[str, dict] = {
     "start not bounded": dict(bounded_start=False),
     "first half on 8 frames": dict(first_length=8),
     # the paper's ideas
-    "no image critic": dict(image_critic="none"),
+    "no image discriminator": dict(image_discriminator="none"),
     "category into the generator": dict(category_into="generator"),
     "InfoGAN, no labels": dict(category_loss="infogan"),
     "head never trained (published)": dict(category_loss="released", weight_decay=1e-5),
@@ -71,69 +100,145 @@ RECIPES: dict[str, dict] = {
 }
 
 # %% ../../nbs/13_mocogan_measured.ipynb #13017
-def train_recipe(clips, config: Config, changes: dict, *, steps: int, seed: int = 0, progress: bool = False) -> MoCoGAN:
+def train_recipe(
+    clips, config: Config, changes: dict, *, steps: int, seed: int = 0, progress: bool = False
+) -> MoCoGAN:
     """Train a configuration with some fields changed.
 
-    The extra field `first_length` spends the first half of the steps on clips of that many frames; the critics, which take one length only, then begin afresh.
+    The extra field `first_length` spends the first half of the steps on clips of that many frames; the discriminators, which take one length only, then begin afresh.
     """
     fields = {k: v for k, v in changes.items() if k != "first_length"}
     whole, first = replace(config, **fields), None
     if "first_length" in changes:
-        first = train(clips, replace(whole, length=changes["first_length"], decay=False), steps=steps // 2, seed=seed, progress=progress)
+        first = train(
+            clips,
+            replace(whole, length=changes["first_length"], decay=False),
+            steps=steps // 2,
+            seed=seed,
+            progress=progress,
+        )
         steps -= steps // 2
     return train(clips, whole, start=first, steps=steps, seed=seed, progress=progress)
 
 
-def collect(run, names: list[str], *, steps: int, seeds=(0,), results: Path | None = None) -> list[dict]:
+def collect(
+    run, names: list[str], *, steps: int, seeds=(0,), results: Path | None = None
+) -> list[dict]:
     """Call `run(name, seed)`, which trains and measures, for every name and seed, and return one record a call: what it returns, name, seed, steps, seconds, hardware.
 
     With `results` (a JSON file) records are added as they come and runs that are already in it are not repeated.
     """
-    records = json.loads(Path(results).read_text()) if results and Path(results).exists() else []
+    records = (
+        json.loads(Path(results).read_text()) if results and Path(results).exists() else []
+    )
     for name in names:
         for seed in seeds:
-            if any((r["recipe"], r["seed"], r["steps"]) == (name, seed, steps) for r in records):
+            if any(
+                (r["recipe"], r["seed"], r["steps"]) == (name, seed, steps) for r in records
+            ):
                 continue
             with stopwatch() as watch:
                 found = run(name, seed)
-            records.append({"recipe": name, "seed": seed, "steps": steps, "seconds": round(watch.seconds), "hardware": hardware(), **found})
+            records.append(
+                {
+                    "recipe": name,
+                    "seed": seed,
+                    "steps": steps,
+                    "seconds": round(watch.seconds),
+                    "hardware": hardware(),
+                    **found,
+                }
+            )
             if results:
-                with atomic(results) as temporary:          # a stopped run leaves the records that were complete
+                with atomic(
+                    results
+                ) as temporary:  # a stopped run leaves the records that were complete
                     temporary.write_text(json.dumps(records, indent=1))
     return records
 
 
-def study(clips, config: Config, recipes: list[str], *, steps: int, seeds=(0,), judge=None, results: Path | None = None, progress: bool = True) -> list[dict]:
+def study(
+    clips,
+    config: Config,
+    recipes: list[str],
+    *,
+    steps: int,
+    seeds=(0,),
+    classifier=None,
+    results: Path | None = None,
+    progress: bool = True,
+) -> list[dict]:
     "Train each recipe for `steps` iterations per seed and measure it; records and `results` as `collect`."
+
     def run(name: str, seed: int) -> dict:
-        system = train_recipe(clips, config, RECIPES[name], steps=steps, seed=seed, progress=progress)
-        return {"size": config.size, "precision": config.precision, "losses": system.facts["history"][-1], **measure(system, judge)}
+        system = train_recipe(
+            clips, config, RECIPES[name], steps=steps, seed=seed, progress=progress
+        )
+        return {
+            "size": config.size,
+            "precision": config.precision,
+            "losses": system.facts["history"][-1],
+            **measure(system, classifier),
+        }
+
     return collect(run, recipes, steps=steps, seeds=seeds, results=results)
 
 # %% ../../nbs/13_mocogan_measured.ipynb #13023
 def shipped_study(system: str = "mocogan") -> list[dict]:
     "The records of the long ablation runs that ship with the package."
-    return json.loads((weights_file("mocogan_shapes_seed0").parent / f"{system}_study.json").read_text())
+    return json.loads(
+        (weights_file("mocogan_shapes_seed0").parent / f"{system}_study.json").read_text()
+    )
 
 
-def study_table(records: list[dict], columns=("colour_ratio", "whole_path_correlation", "mcs", "mcs_matched", "empty")) -> str:
+def study_table(
+    records: list[dict],
+    columns=("colour_ratio", "whole_path_correlation", "mcs", "mcs_matched", "empty"),
+) -> str:
     "Records as a text table: mean over seeds, and the lowest and highest where there are several. Runs of another number of iterations than the first record's get a line of their own."
     lines = [f"{'recipe':<38}{'runs':>5}" + "".join(f"{c:>24}" for c in columns)]
     for name, steps in dict.fromkeys((r["recipe"], r.get("steps")) for r in records):
         runs = [r for r in records if (r["recipe"], r.get("steps")) == (name, steps)]
         name = name if steps == records[0].get("steps") else f"{name}, {steps:,}"
-        cell = lambda v: "-" if not v else f"{sum(v) / len(v):.2f}" + (f" ({min(v):.2f} to {max(v):.2f})" if len(v) > 1 else "")
-        lines.append(f"{name:<38}{len(runs):>5}" + "".join(f"{cell([r[c] for r in runs if c in r]):>24}" for c in columns))
+
+        def cell(v):
+            return (
+                "-"
+                if not v
+                else f"{sum(v) / len(v):.2f}"
+                + (f" ({min(v):.2f} to {max(v):.2f})" if len(v) > 1 else "")
+            )
+
+        lines.append(
+            f"{name:<38}{len(runs):>5}"
+            + "".join(f"{cell([r[c] for r in runs if c in r]):>24}" for c in columns)
+        )
     return "\n".join(lines)
 
 # %% ../../nbs/13_mocogan_measured.ipynb #13n02
 def apart(records: list[dict], column: str, base: str = "all of it") -> dict[str, str]:
     "For each other recipe 'above' or 'below', when every run lies on that side of every run of `base`; '' when they mix. Only runs of as many iterations as the base's."
     steps = {r["steps"] for r in records if r["recipe"] == base}
-    values = lambda name: [r[column] for r in records if r["recipe"] == name and r["steps"] in steps and column in r]
-    ours, result = values(base), {}
-    for name in dict.fromkeys(r["recipe"] for r in records if r["steps"] in steps and r["recipe"] != base):
-        theirs = values(name)
-        result[name] = "" if not theirs else "above" if min(theirs) > max(ours) else "below" if max(theirs) < min(ours) else ""
-    return result
 
+    def values(name):
+        return [
+            r[column]
+            for r in records
+            if r["recipe"] == name and r["steps"] in steps and column in r
+        ]
+
+    ours, result = values(base), {}
+    for name in dict.fromkeys(
+        r["recipe"] for r in records if r["steps"] in steps and r["recipe"] != base
+    ):
+        theirs = values(name)
+        result[name] = (
+            ""
+            if not theirs
+            else "above"
+            if min(theirs) > max(ours)
+            else "below"
+            if max(theirs) < min(ours)
+            else ""
+        )
+    return result

@@ -33,57 +33,101 @@ def pyramid(images: Float[Tensor, "n c h w"], bands: int | None = None) -> list[
     return levels + [images]
 
 
-def laplacian_loss(made: Float[Tensor, "n c h w"], true: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
+def laplacian_loss(
+    made: Float[Tensor, "n c h w"], true: Float[Tensor, "n c h w"]
+) -> Float[Tensor, ""]:
     "Mean absolute difference, summed over the levels of the pyramid down to 4 pixels, all of weight 1 (released code). ValueError when the shapes differ."
     if made.shape != true.shape:
-        raise ValueError(f"pictures of shape {tuple(made.shape)} against {tuple(true.shape)}; they must be alike")
+        raise ValueError(
+            f"pictures of shape {tuple(made.shape)} against {tuple(true.shape)}; they must be alike"
+        )
     return sum((level.abs().mean() for level in pyramid(made - true)), made.new_zeros(()))
 
 # %% ../../nbs/30_learned_latents.ipynb #30020
 @dataclass(frozen=True)
 class Config:
     "Sizes and training choices of NAVS; the defaults are the released code's, with the transient codes in the order of time (64 px, 16 frames, codes of 56 + 200)."
-    size: int = 64                        # pixels a side
-    length: int = 16                      # frames of a clip, and transient codes of it
-    frame_step: int = 1                   # take every nth frame of real clips
-    static: int = 56                      # numbers of a static code
-    transient: int = 200                  # numbers of a transient code
-    hidden: int = 500                     # state of the recurrent unit
-    width: int = 64                       # channels before the picture
-    recurrent: bool = True                # False: transient codes go straight to the generator
-    statics: int = 1                      # how many static codes there are: identities
-    transients: int = 1                   # how many sequences of transient codes: actions
-    clips: int = 1                        # clips that were trained on
-    ball: float = 1.0                     # largest norm of a code; 0: free (released)
+
+    size: int = 64  # pixels a side
+    length: int = 16  # frames of a clip, and transient codes of it
+    frame_step: int = 1  # take every nth frame of real clips
+    static: int = 56  # numbers of a static code
+    transient: int = 200  # numbers of a transient code
+    hidden: int = 500  # state of the recurrent unit
+    width: int = 64  # channels before the picture
+    recurrent: bool = True  # False: transient codes go straight to the generator
+    statics: int = 1  # how many static codes there are: identities
+    transients: int = 1  # how many sequences of transient codes: actions
+    clips: int = 1  # clips that were trained on
+    ball: float = 1.0  # largest norm of a code; 0: free (released)
     # losses
     static_weight: float = 0.01
     triplet_weight: float = 0.01
-    margin: float = 2.0                   # of distances between codes
-    near: int = 2                         # frames up to here apart are neighbours
-    far: int = 5                          # frames more than this apart are strangers
+    margin: float = 2.0  # of distances between codes
+    near: int = 2  # frames up to here apart are neighbours
+    far: int = 5  # frames more than this apart are strangers
     # training
-    optimisation: str = "joint"           # "joint", or "staged": generator and codes by turns
-    batch: int = 1                        # clips a step
+    optimisation: str = "joint"  # "joint", or "staged": generator and codes by turns
+    batch: int = 1  # clips a step
     steps: int = 150_000
     rate_networks: float = 6.25e-5
     rate_codes: float = 12.5
-    codes_by: str = "sgd"                 # "sgd" (released) or "adam"
-    average: float = 0.0                  # EMA; 0: none
+    codes_by: str = "sgd"  # "sgd" (released) or "adam"
+    average: float = 0.0  # EMA; 0: none
     decay: bool = False
     precision: str = "no"
 
 # %% ../../nbs/30_learned_latents.ipynb #3002c
 CONFIGS: dict[str, Config] = {
     "paper": Config(),
-    "gpu": Config(static=56, transient=200, hidden=256, width=32, batch=24, steps=5_000, rate_networks=1e-3, rate_codes=1e-2, codes_by="adam", decay=True, precision="bf16"),
-    "laptop": Config(size=32, static=32, transient=32, hidden=64, width=32, batch=8, steps=2_000, rate_networks=4e-3, rate_codes=1e-2, codes_by="adam", decay=True),
-    "smoke": Config(size=16, length=8, static=8, transient=8, hidden=16, width=4, batch=4, steps=3, near=1, far=3, rate_networks=2e-3, rate_codes=1e-2, codes_by="adam"),
+    "gpu": Config(
+        static=56,
+        transient=200,
+        hidden=256,
+        width=32,
+        batch=24,
+        steps=5_000,
+        rate_networks=1e-3,
+        rate_codes=1e-2,
+        codes_by="adam",
+        decay=True,
+        precision="bf16",
+    ),
+    "laptop": Config(
+        size=32,
+        static=32,
+        transient=32,
+        hidden=64,
+        width=32,
+        batch=8,
+        steps=2_000,
+        rate_networks=4e-3,
+        rate_codes=1e-2,
+        codes_by="adam",
+        decay=True,
+    ),
+    "smoke": Config(
+        size=16,
+        length=8,
+        static=8,
+        transient=8,
+        hidden=16,
+        width=4,
+        batch=4,
+        steps=3,
+        near=1,
+        far=3,
+        rate_networks=2e-3,
+        rate_codes=1e-2,
+        codes_by="adam",
+    ),
 }
 
 # %% ../../nbs/30_learned_latents.ipynb #30021
 @dataclass(frozen=True)
 class ClipCodes:
     "The codes of `n` clips: one static code each, and one transient code a frame."
+
     static: Float[Tensor, "n s"]
     transient: Float[Tensor, "n t d"]
 
@@ -102,7 +146,11 @@ class ClipCodes:
 
 def into_ball(codes: Float[Tensor, "*n d"], radius: float) -> Float[Tensor, "*n d"]:
     "Codes longer than `radius` pulled back onto the ball's surface, the others as they are (GLO 2018); radius 0 changes nothing."
-    return codes if radius == 0 else codes * (radius / codes.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    return (
+        codes
+        if radius == 0
+        else codes * (radius / codes.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    )
 
 # %% ../../nbs/30_learned_latents.ipynb #30023
 class LatentCodes(nn.Module):
@@ -110,11 +158,18 @@ class LatentCodes(nn.Module):
 
     They begin as normal numbers, pulled into the ball.
     """
+
     def __init__(self, config: Config):
         super().__init__()
         self.ball = config.ball
-        self.static = nn.Parameter(into_ball(torch.randn(config.statics, config.static), config.ball))
-        self.transient = nn.Parameter(into_ball(torch.randn(config.transients, config.length, config.transient), config.ball))
+        self.static = nn.Parameter(
+            into_ball(torch.randn(config.statics, config.static), config.ball)
+        )
+        self.transient = nn.Parameter(
+            into_ball(
+                torch.randn(config.transients, config.length, config.transient), config.ball
+            )
+        )
         self.register_buffer("pairs", torch.zeros(config.clips, 2, dtype=torch.long))
 
     def forward(self, clips: Int[Tensor, "n"]) -> ClipCodes:
@@ -135,9 +190,13 @@ class LatentCodes(nn.Module):
 # %% ../../nbs/30_learned_latents.ipynb #30030
 class Recurrent(nn.Module):
     "Transient codes to correlated ones, frame by frame in the order of time: a GRU from a zero state and a linear layer (poster; released sizes)."
+
     def __init__(self, config: Config):
         super().__init__()
-        self.gru, self.out = nn.GRU(config.transient, config.hidden, batch_first=True), nn.Linear(config.hidden, config.transient)
+        self.gru, self.out = (
+            nn.GRU(config.transient, config.hidden, batch_first=True),
+            nn.Linear(config.hidden, config.transient),
+        )
         for name, p in self.named_parameters():
             nn.init.zeros_(p) if "bias" in name else nn.init.xavier_uniform_(p)
 
@@ -146,24 +205,38 @@ class Recurrent(nn.Module):
         return self.out(self.gru(transient)[0])
 
 # %% ../../nbs/30_learned_latents.ipynb #30031
-def released_join(static: Float[Tensor, "n s"], transient: Float[Tensor, "n t d"]) -> Float[Tensor, "n t s+d"]:
+def released_join(
+    static: Float[Tensor, "n s"], transient: Float[Tensor, "n t d"]
+) -> Float[Tensor, "n t s+d"]:
     "The released code's mistake, kept to be looked at: the joined matrix (features, frames) is reshaped to (frames, features) where it should be transposed."
-    matrix = torch.cat([static[:, :, None].expand(-1, -1, transient.shape[1]), transient.transpose(1, 2)], dim=1)     # (n, s + d, t)
+    matrix = torch.cat(
+        [static[:, :, None].expand(-1, -1, transient.shape[1]), transient.transpose(1, 2)],
+        dim=1,
+    )  # (n, s + d, t)
     return matrix.reshape(len(matrix), matrix.shape[2], matrix.shape[1])
 
 # %% ../../nbs/30_learned_latents.ipynb #30040
 class FrameGenerator(nn.Module):
     "A code to a frame: transposed convolutions of kernel 4 without biases or normalisation, ReLU, tanh at the end (released code)."
+
     def __init__(self, config: Config):
         super().__init__()
         if config.size < 16 or config.size & (config.size - 1):
-            raise ValueError(f"frames of {config.size} px; this generator doubles from 4, so give a power of two of at least 16 (16, 32, 64, 128)")
+            raise ValueError(
+                f"frames of {config.size} px; this generator doubles from 4, so give a power of two of at least 16 (16, 32, 64, 128)"
+            )
         doublings = int(log2(config.size)) - 2
-        wide = [config.static + config.transient] + [config.width * min(8, 2**k) for k in reversed(range(doublings))] + [3]
+        wide = (
+            [config.static + config.transient]
+            + [config.width * min(8, 2**k) for k in reversed(range(doublings))]
+            + [3]
+        )
         layers = []
         for i, (a, b) in enumerate(zip(wide, wide[1:])):
             conv = nn.ConvTranspose2d(a, b, 4, 2 if i else 1, 1 if i else 0, bias=False)
-            nn.init.normal_(conv.weight, 0, sqrt(2 / (a * (4 if i else 1))))       # a pixel is reached by 4 of 16 taps, in the first layer by one
+            nn.init.normal_(
+                conv.weight, 0, sqrt(2 / (a * (4 if i else 1)))
+            )  # a pixel is reached by 4 of 16 taps, in the first layer by one
             layers += [conv, nn.ReLU(True)]
         self.layers = nn.Sequential(*layers[:-1], nn.Tanh())
 
@@ -174,21 +247,37 @@ class FrameGenerator(nn.Module):
 # %% ../../nbs/30_learned_latents.ipynb #30042
 def networks(config: Config) -> dict[str, nn.Module]:
     "The parts of a configuration, untrained: 'codes', 'recurrent', 'generator'. ValueError for a choice that doesn't exist."
-    for field, allowed in {"optimisation": ("joint", "staged"), "codes_by": ("sgd", "adam")}.items():
+    for field, allowed in {
+        "optimisation": ("joint", "staged"),
+        "codes_by": ("sgd", "adam"),
+    }.items():
         if getattr(config, field) not in allowed:
-            raise ValueError(f"{field} is {getattr(config, field)!r}; choose one of {', '.join(allowed)}")
-    return {"codes": LatentCodes(config), "recurrent": Recurrent(config) if config.recurrent else nn.Identity(), "generator": FrameGenerator(config)}
+            raise ValueError(
+                f"{field} is {getattr(config, field)!r}; choose one of {', '.join(allowed)}"
+            )
+    return {
+        "codes": LatentCodes(config),
+        "recurrent": Recurrent(config) if config.recurrent else nn.Identity(),
+        "generator": FrameGenerator(config),
+    }
 
 
 class ClipDecoder(nn.Module):
     "Learned codes, recurrent unit and frame generator: codes to clips. `draw` gives new codes from a density over the learned ones."
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         parts = networks(config)
-        self.codes, self.recurrent, self.generator = parts["codes"], parts["recurrent"], parts["generator"]
+        self.codes, self.recurrent, self.generator = (
+            parts["codes"],
+            parts["recurrent"],
+            parts["generator"],
+        )
 
-    def render(self, static: Float[Tensor, "n s"], told: Float[Tensor, "n t d"]) -> Float[Tensor, "n 3 t h w"]:
+    def render(
+        self, static: Float[Tensor, "n s"], told: Float[Tensor, "n t d"]
+    ) -> Float[Tensor, "n 3 t h w"]:
         "Clips from static codes and what the recurrent unit says of each frame."
         joint = torch.cat([static[:, None].expand(-1, told.shape[1], -1), told], dim=-1)
         return self.generator(joint.flatten(0, 1)).unflatten(0, told.shape[:2]).transpose(1, 2)
@@ -198,20 +287,31 @@ class ClipDecoder(nn.Module):
         return self.render(codes.static, self.recurrent(codes.transient))
 
     @torch.no_grad()
-    def draw(self, n: int, length: int | None = None, generator: torch.Generator | None = None) -> ClipCodes:
+    def draw(
+        self, n: int, length: int | None = None, rng: torch.Generator | None = None
+    ) -> ClipCodes:
         """Codes of `n` new clips of 1 to `config.length` frames: a normal distribution fitted over the learned static codes, another over whole transient sequences.
 
         An addition: the paper has no density to sample from. ValueError for another length.
         """
         length = self.config.length if length is None else length
         if not 1 <= length <= self.config.length:
-            raise ValueError(f"asked for {length} frames; this system owns transient codes for {self.config.length} frames, so give 1 to {self.config.length} (frames between them: `interpolate`)")
-        static = gaussian(self.codes.static, n, generator)
-        transient = gaussian(self.codes.transient.flatten(1), n, generator).view(n, *self.codes.transient.shape[1:])
-        return ClipCodes(into_ball(static, self.config.ball), into_ball(transient, self.config.ball)[:, :length])
+            raise ValueError(
+                f"asked for {length} frames; this system owns transient codes for {self.config.length} frames, so give 1 to {self.config.length} (frames between them: `interpolate`)"
+            )
+        static = gaussian(self.codes.static, n, rng)
+        transient = gaussian(self.codes.transient.flatten(1), n, rng).view(
+            n, *self.codes.transient.shape[1:]
+        )
+        return ClipCodes(
+            into_ball(static, self.config.ball),
+            into_ball(transient, self.config.ball)[:, :length],
+        )
 
 # %% ../../nbs/30_learned_latents.ipynb #30060
-def gaussian(points: Float[Tensor, "k d"], n: int, generator: torch.Generator | None) -> Float[Tensor, "n d"]:
+def gaussian(
+    points: Float[Tensor, "k d"], n: int, rng: torch.Generator | None
+) -> Float[Tensor, "n d"]:
     "`n` draws from the normal distribution with the mean and covariance of `points`; a single point is repeated."
-    mean, noise = points.mean(0), torch.randn(n, len(points), generator=generator).to(points)
+    mean, noise = points.mean(0), torch.randn(n, len(points), generator=rng).to(points)
     return mean + noise @ (points - mean) / sqrt(max(1, len(points) - 1))

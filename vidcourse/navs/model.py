@@ -18,7 +18,14 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from ..course import weights_file
 from ..data import Clips, from_array
 from ..metrics import psnr
-from .latents import ClipCodes, ClipDecoder, Config, LatentCodes, into_ball, laplacian_loss
+from vidcourse.navs.latents import (
+    ClipCodes,
+    ClipDecoder,
+    Config,
+    LatentCodes,
+    into_ball,
+    laplacian_loss,
+)
 from .triplet import triplet_loss
 from ..shapes import Factors, combine, draw_factors, render
 from ..systems import System, train_system
@@ -29,30 +36,53 @@ from ..video import to_float
 ACTIONS = ("circle", "rise", "fall", "drift", "cross", "bezier")
 
 
-def grid_factors(contents: int, motions: int, seed: int = 0, actions: tuple[str, ...] = ACTIONS, **content) -> tuple[Factors, Int[Tensor, "n 2"]]:
+def grid_factors(
+    contents: int, motions: int, seed: int = 0, actions: tuple[str, ...] = ACTIONS, **content
+) -> tuple[Factors, Int[Tensor, "n 2"]]:
     "Factors of every content with every motion, row by row, and the cells (content, motion) they fill; motions go through `actions` in turn, `content` goes to `draw_factors`."
     drawn = draw_factors(64 * motions, seed + 1, motions=actions)
-    chosen = [np.flatnonzero(drawn.motion == k % len(actions))[k // len(actions)] for k in range(motions)]
+    chosen = [
+        np.flatnonzero(drawn.motion == k % len(actions))[k // len(actions)]
+        for k in range(motions)
+    ]
     i, j = np.repeat(np.arange(contents), motions), np.tile(np.arange(motions), contents)
-    return combine(draw_factors(contents, seed, **content)[i], drawn[np.array(chosen)][j]), torch.from_numpy(np.stack([i, j], axis=1))
+    return combine(
+        draw_factors(contents, seed, **content)[i], drawn[np.array(chosen)][j]
+    ), torch.from_numpy(np.stack([i, j], axis=1))
 
 
-def shapes_grid(contents: int, motions: int, size: int, length: int, seed: int = 0, backdrop: str = "textured") -> tuple[Clips, Int[Tensor, "n 2"]]:
+def shapes_grid(
+    contents: int,
+    motions: int,
+    size: int,
+    length: int,
+    seed: int = 0,
+    backdrop: str = "textured",
+) -> tuple[Clips, Int[Tensor, "n 2"]]:
     "Clips of every content with every motion, and the cell (content, motion) of each; labels are motions, `extra['person']` is the content."
     factors, cells = grid_factors(contents, motions, seed, backdrop=backdrop)
-    names = [ACTIONS[k % len(ACTIONS)] + f" {k // len(ACTIONS) + 1}" * (k >= len(ACTIONS)) for k in range(motions)]
+    names = [
+        ACTIONS[k % len(ACTIONS)] + f" {k // len(ACTIONS) + 1}" * (k >= len(ACTIONS))
+        for k in range(motions)
+    ]
     frames = render(factors, np.linspace(0, 1, length), size)
-    return from_array(frames, cells[:, 1].numpy(), names, {"person": cells[:, 0].numpy()}), cells
+    return from_array(
+        frames, cells[:, 1].numpy(), names, {"person": cells[:, 0].numpy()}
+    ), cells
 
 
-def hold_out(statics: int, transients: int, each: int, generator: torch.Generator) -> Bool[Tensor, "statics transients"]:
+def hold_out(
+    statics: int, transients: int, each: int, rng: torch.Generator
+) -> Bool[Tensor, "statics transients"]:
     "Cells of a grid kept from training: `each` in every row, spread evenly over the columns. ValueError when a row or a column would be left without a trained cell."
-    order = torch.randperm(transients, generator=generator)
+    order = torch.randperm(transients, generator=rng)
     held = torch.zeros(statics, transients, dtype=torch.bool)
     for row in range(statics):
         held[row, order[(row * each + torch.arange(each)) % transients]] = True
-    if held.all(0).any():                                                       # a full row would empty every column
-        raise ValueError(f"{each} of {transients} cells held out in each of {statics} rows leave a row or column without training; hold out fewer")
+    if held.all(0).any():  # a full row would empty every column
+        raise ValueError(
+            f"{each} of {transients} cells held out in each of {statics} rows leave a row or column without training; hold out fewer"
+        )
     return held
 
 # %% ../../nbs/32_navs.ipynb #32014
@@ -69,55 +99,123 @@ def first_frames(clips: Clips, config: Config) -> Tensor:
     needed = (config.length - 1) * config.frame_step + 1
     short = [i for i in range(len(clips)) if len(clips.clip(i)) < needed]
     if short:
-        raise ValueError(f"clip {short[0]} has {len(clips.clip(short[0]))} frames ({len(short)} of {len(clips)} clips are too short); {needed} are needed for {config.length} frames with step {config.frame_step}")
-    return torch.stack([torch.as_tensor(clips.clip(i)[:needed:config.frame_step].copy()) for i in range(len(clips))])
+        raise ValueError(
+            f"clip {short[0]} has {len(clips.clip(short[0]))} frames ({len(short)} of {len(clips)} clips are too short); {needed} are needed for {config.length} frames with step {config.frame_step}"
+        )
+    return torch.stack(
+        [
+            torch.as_tensor(clips.clip(i)[: needed : config.frame_step].copy())
+            for i in range(len(clips))
+        ]
+    )
 
 # %% ../../nbs/32_navs.ipynb #32017
-def step_losses(config: Config, made: Float[Tensor, "n 3 t h w"], real: Float[Tensor, "n 3 t h w"], told: Float[Tensor, "n t d"], frame: int) -> dict[str, Tensor]:
+def step_losses(
+    config: Config,
+    made: Float[Tensor, "n 3 t h w"],
+    real: Float[Tensor, "n 3 t h w"],
+    told: Float[Tensor, "n t d"],
+    frame: int,
+) -> dict[str, Tensor]:
     "Reconstruction of all frames, of the one frame that the static loss looks at, and order of the recurrent unit's answers (slides, released code)."
-    flat = lambda clips: clips.transpose(1, 2).flatten(0, 1)
+
+    def flat(clips):
+        return clips.transpose(1, 2).flatten(0, 1)
+
     zero = made.new_zeros(())
-    return {"reconstruction": laplacian_loss(flat(made), flat(real)),
-            "static": laplacian_loss(made[:, :, frame], real[:, :, frame]) if config.static_weight else zero,
-            "triplet": triplet_loss(told, config.margin, config.near, config.far) if config.triplet_weight else zero}
+    return {
+        "reconstruction": laplacian_loss(flat(made), flat(real)),
+        "static": laplacian_loss(made[:, :, frame], real[:, :, frame])
+        if config.static_weight
+        else zero,
+        "triplet": triplet_loss(told, config.margin, config.near, config.far)
+        if config.triplet_weight
+        else zero,
+    }
 
 # %% ../../nbs/32_navs.ipynb #32020
 def step_on(frames: Tensor, config: Config):
     "The step function for `Trainer.fit`: some clips, their codes, all frames rendered, one update of every block (or of generator and codes by turns)."
+
     def step(trainer) -> dict[str, Tensor]:
         net = trainer.networks["generator"]
-        chosen = trainer.shard(torch.randperm(len(frames), generator=trainer.generator)[:config.batch])
-        frame = int(torch.randint(config.length, (), generator=trainer.generator))
+        chosen = trainer.shard(
+            torch.randperm(len(frames), generator=trainer.rng)[: config.batch]
+        )
+        frame = int(torch.randint(config.length, (), generator=trainer.rng))
         with trainer.autocast():
             codes = net.codes(chosen.to(trainer.device))
             told = net.recurrent(codes.transient)
             made = net.render(codes.static, told)
-        terms = step_losses(config, made.float(), to_float(frames[chosen]).to(trainer.device), told.float(), frame)
-        total = terms["reconstruction"] + config.static_weight * terms["static"] + config.triplet_weight * terms["triplet"]
-        networks, codes_too = [k for k in ("generator", "recurrent") if k in trainer.optimisers], ["codes"]
-        if config.optimisation == "staged":           # slides: generator first, then recurrent unit and codes
-            trainer.update(total, *(networks[:1] if trainer.step % 2 == 0 else networks[1:] + codes_too))
+        terms = step_losses(
+            config,
+            made.float(),
+            to_float(frames[chosen]).to(trainer.device),
+            told.float(),
+            frame,
+        )
+        total = (
+            terms["reconstruction"]
+            + config.static_weight * terms["static"]
+            + config.triplet_weight * terms["triplet"]
+        )
+        networks, codes_too = (
+            [k for k in ("generator", "recurrent") if k in trainer.optimisers],
+            ["codes"],
+        )
+        if (
+            config.optimisation == "staged"
+        ):  # slides: generator first, then recurrent unit and codes
+            trainer.update(
+                total, *(networks[:1] if trainer.step % 2 == 0 else networks[1:] + codes_too)
+            )
         else:
             trainer.update(total, *networks, *codes_too)
         net.codes.project_()
         return {name: term.detach() for name, term in terms.items()}
+
     return step
 
 
-def make_trainer(config: Config, pairs: Int[Tensor, "n 2"], *, seed: int = 0, out=None, device=None, log_every: int = 50, save_every: int = 1000) -> Trainer:
+def make_trainer(
+    config: Config,
+    pairs: Int[Tensor, "n 2"],
+    *,
+    seed: int = 0,
+    out=None,
+    device=None,
+    log_every: int = 50,
+    save_every: int = 1000,
+) -> Trainer:
     "Codes, networks and optimisers of a configuration, seeded, ready for `Trainer.fit`."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = ClipDecoder(config)
     net.codes.pairs.copy_(pairs)
     net.to(memory_format=torch.channels_last)
-    adam = lambda part: torch.optim.Adam(part.parameters(), config.rate_networks)
+
+    def adam(part):
+        return torch.optim.Adam(part.parameters(), config.rate_networks)
+
     by = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.codes_by]
-    optimisers = {"generator": adam(net.generator), "codes": by(net.codes.parameters(), config.rate_codes)}
+    optimisers = {
+        "generator": adam(net.generator),
+        "codes": by(net.codes.parameters(), config.rate_codes),
+    }
     if config.recurrent:
         optimisers["recurrent"] = adam(net.recurrent)
-    return Trainer({"generator": net}, optimisers, seed=seed, device=device, precision=config.precision, ema={"generator": config.average}, out=out,
-                   log_every=log_every, save_every=save_every, schedule=decay if config.decay else None)
+    return Trainer(
+        {"generator": net},
+        optimisers,
+        seed=seed,
+        device=device,
+        precision=config.precision,
+        ema={"generator": config.average},
+        out=out,
+        log_every=log_every,
+        save_every=save_every,
+        schedule=decay if config.decay else None,
+    )
 
 # %% ../../nbs/32_navs.ipynb #32024
 class NAVS(System):
@@ -125,6 +223,7 @@ class NAVS(System):
 
     `networks["generator"]` is the `ClipDecoder`.
     """
+
     name, Config, Generator = "navs", Config, ClipDecoder
 
     @property
@@ -135,41 +234,98 @@ class NAVS(System):
     @torch.no_grad()
     def reconstruct(self, clips: Int[Tensor, "n"] | None = None) -> Float[Tensor, "n 3 t h w"]:
         "Trained clips by number (default: all)."
-        return self.decode(self.codes(torch.arange(self.config.clips) if clips is None else clips))
+        return self.decode(
+            self.codes(torch.arange(self.config.clips) if clips is None else clips)
+        )
 
     @torch.no_grad()
-    def exchange(self, static: Int[Tensor, "n"], transient: Int[Tensor, "n"]) -> Float[Tensor, "n 3 t h w"]:
+    def exchange(
+        self, static: Int[Tensor, "n"], transient: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n 3 t h w"]:
         "Clips of any cells of the grid: the identity of one with the action of another."
         return self.decode(self.codes.cell(static, transient))
 
     @torch.no_grad()
-    def interpolate(self, codes: ClipCodes, factor: int = 2, rank: int = 0) -> Float[Tensor, "n 3 s h w"]:
+    def interpolate(
+        self, codes: ClipCodes, factor: int = 2, rank: int = 0
+    ) -> Float[Tensor, "n 3 s h w"]:
         "Clips with `factor - 1` new frames between every two: s = (t - 1) * factor + 1; `rank` first simplifies the transient codes. ValueError for a factor below 1."
         return between_frames(self.networks["generator"], codes, factor, rank)
 
-    def fit(self, clips: Float[Tensor, "n 3 t h w"], *, steps: int = 300, rate: float = 0.03, seed: int = 0) -> ClipCodes:
+    def fit(
+        self,
+        clips: Float[Tensor, "n 3 t h w"],
+        *,
+        steps: int = 300,
+        rate: float = 0.03,
+        seed: int = 0,
+    ) -> ClipCodes:
         "Codes for clips that were not trained on, networks frozen; arguments and errors as `fit_codes`."
         return fit_codes(self.networks["generator"], clips, steps=steps, rate=rate, seed=seed)
 
 
-def train(clips: Clips, config: Config, *, pairs: Int[Tensor, "n 2"] | None = None, start: NAVS | None = None, out=None, steps: int | None = None, seed: int = 0, resume: bool = False,
-          device=None, progress: bool = True, on_log=None, log_every: int = 50, save_every: int = 1000) -> NAVS:
+def train(
+    clips: Clips,
+    config: Config,
+    *,
+    pairs: Int[Tensor, "n 2"] | None = None,
+    start: NAVS | None = None,
+    out=None,
+    steps: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    device=None,
+    progress: bool = True,
+    on_log=None,
+    log_every: int = 50,
+    save_every: int = 1000,
+) -> NAVS:
     """Learn codes and networks for these clips and return the system; with `out`, leave checkpoints and `weights.safetensors` there.
 
     Each clip gives its first `config.length` frames. `pairs` says which static and which transient codes it owns, (clips, 2); default as `own_pairs`.
     The numbers of codes in `config` are set from that. `start` is a trained system of the same pairs to go on from. Raises ValueError when clips, pairs, configuration or start don't fit.
     """
     if tuple(clips.size) != (config.size, config.size):
-        raise ValueError(f"the clips are {clips.size[0]} x {clips.size[1]} px, this configuration makes {config.size} px; load them with size={config.size}")
+        raise ValueError(
+            f"the clips are {clips.size[0]} x {clips.size[1]} px, this configuration makes {config.size} px; load them with size={config.size}"
+        )
     pairs = own_pairs(clips) if pairs is None else pairs
     if pairs.shape != (len(clips), 2) or pairs.min() < 0:
-        raise ValueError(f"pairs of shape {tuple(pairs.shape)} for {len(clips)} clips; give one row (static, transient) of numbers from 0 up for each")
+        raise ValueError(
+            f"pairs of shape {tuple(pairs.shape)} for {len(clips)} clips; give one row (static, transient) of numbers from 0 up for each"
+        )
     if start is not None and not torch.equal(start.codes.pairs, pairs):
-        raise ValueError(f"the system to start from owns codes for {start.config.clips} clips with other pairs than these {len(clips)}; start from a system of the same pairs")
+        raise ValueError(
+            f"the system to start from owns codes for {start.config.clips} clips with other pairs than these {len(clips)}; start from a system of the same pairs"
+        )
     statics, transients = (pairs.amax(0) + 1).tolist()
-    config = replace(config, statics=statics, transients=transients, clips=len(clips), batch=min(config.batch, len(clips)))
-    trainer = make_trainer(config, pairs, seed=seed, out=out, device=device, log_every=log_every, save_every=save_every)
-    return train_system(NAVS, config, trainer, step_on(first_frames(clips, config), config), steps or config.steps, start=start, resume=resume, on_log=on_log, progress=progress)
+    config = replace(
+        config,
+        statics=statics,
+        transients=transients,
+        clips=len(clips),
+        batch=min(config.batch, len(clips)),
+    )
+    trainer = make_trainer(
+        config,
+        pairs,
+        seed=seed,
+        out=out,
+        device=device,
+        log_every=log_every,
+        save_every=save_every,
+    )
+    return train_system(
+        NAVS,
+        config,
+        trainer,
+        step_on(first_frames(clips, config), config),
+        steps or config.steps,
+        start=start,
+        resume=resume,
+        on_log=on_log,
+        progress=progress,
+    )
 
 
 def load_pretrained(name: str = "shapes", seed: int = 0) -> NAVS:
@@ -182,20 +338,38 @@ SYSTEM = NAVS
 # %% ../../nbs/32_navs.ipynb #32027
 def ssim(a: Float[Tensor, "n 3 t h w"], b: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n"]:
     "Structural similarity of each clip with another, mean over frames, 1 for equal clips; computed on [0, 1], since SSIM multiplies means, and negative ones would make a negative look alike."
-    frames = lambda clips: (clips.transpose(1, 2).flatten(0, 1).float() + 1) / 2
-    score = structural_similarity_index_measure(frames(a), frames(b), data_range=1.0, reduction="none")
+
+    def frames(clips):
+        return (clips.transpose(1, 2).flatten(0, 1).float() + 1) / 2
+
+    score = structural_similarity_index_measure(
+        frames(a), frames(b), data_range=1.0, reduction="none"
+    )
     return score.view(len(a), -1).mean(1)
 
 
-def baselines(trained: Float[Tensor, "n 3 t h w"], pairs: Int[Tensor, "n 2"], true: Float[Tensor, "m 3 t h w"], cells: Int[Tensor, "m 2"]) -> dict[str, dict[str, float]]:
+def baselines(
+    trained: Float[Tensor, "n 3 t h w"],
+    pairs: Int[Tensor, "n 2"],
+    true: Float[Tensor, "m 3 t h w"],
+    cells: Int[Tensor, "m 2"],
+) -> dict[str, dict[str, float]]:
     "PSNR (dB) and SSIM of two cheap answers to each held-out cell: the identity's mean frame, and its trained clips of other actions (mean over them)."
-    scores = lambda made, truth: torch.stack([psnr(made, truth).mean(), ssim(made, truth).mean()])
+
+    def scores(made, truth):
+        return torch.stack([psnr(made, truth).mean(), ssim(made, truth).mean()])
+
     still, other = [], []
     for truth, identity in zip(true, cells[:, 0]):
         mine = trained[pairs[:, 0] == identity]
-        still.append(scores(mine.mean((0, 2), keepdim=True).expand_as(truth[None]), truth[None]))
+        still.append(
+            scores(mine.mean((0, 2), keepdim=True).expand_as(truth[None]), truth[None])
+        )
         other.append(scores(mine, truth.expand_as(mine)))
-    return {name: dict(zip(("psnr", "ssim"), torch.stack(rows).mean(0).tolist())) for name, rows in (("mean frame", still), ("wrong action", other))}
+    return {
+        name: dict(zip(("psnr", "ssim"), torch.stack(rows).mean(0).tolist()))
+        for name, rows in (("mean frame", still), ("wrong action", other))
+    }
 
 # %% ../../nbs/32_navs.ipynb #32042
 def low_rank(transient: Float[Tensor, "n t d"], rank: int) -> Float[Tensor, "n t d"]:
@@ -209,35 +383,54 @@ def low_rank(transient: Float[Tensor, "n t d"], rank: int) -> Float[Tensor, "n t
 
 
 @torch.no_grad()
-def between_frames(net: ClipDecoder, codes: ClipCodes, factor: int = 2, rank: int = 0) -> Float[Tensor, "n 3 s h w"]:
+def between_frames(
+    net: ClipDecoder, codes: ClipCodes, factor: int = 2, rank: int = 0
+) -> Float[Tensor, "n 3 s h w"]:
     "Clips with `factor - 1` new frames between every two, s = (t - 1) * factor + 1: what the recurrent unit says is mixed in even steps. ValueError for a factor below 1."
     if factor < 1:
-        raise ValueError(f"factor is {factor}; 1 leaves the frames as they are, 2 puts one between every two")
-    told = net.recurrent(low_rank(codes.transient, rank)).transpose(1, 2)                             # (n, d, t)
-    told = torch.nn.functional.interpolate(told, (told.shape[-1] - 1) * factor + 1, mode="linear", align_corners=True)
+        raise ValueError(
+            f"factor is {factor}; 1 leaves the frames as they are, 2 puts one between every two"
+        )
+    told = net.recurrent(low_rank(codes.transient, rank)).transpose(1, 2)  # (n, d, t)
+    told = torch.nn.functional.interpolate(
+        told, (told.shape[-1] - 1) * factor + 1, mode="linear", align_corners=True
+    )
     return net.render(codes.static, told.transpose(1, 2)).float()
 
 # %% ../../nbs/32_navs.ipynb #32051
-def fit_codes(net: ClipDecoder, clips: Float[Tensor, "n 3 t h w"], *, steps: int = 300, rate: float = 0.03, seed: int = 0) -> ClipCodes:
+def fit_codes(
+    net: ClipDecoder,
+    clips: Float[Tensor, "n 3 t h w"],
+    *,
+    steps: int = 300,
+    rate: float = 0.03,
+    seed: int = 0,
+) -> ClipCodes:
     """Codes for clips that were not trained on, found by gradient descent with all networks frozen; they begin at draws from the fitted density.
 
     ValueError for another size or length than the system's, and for clips that aren't finite.
     """
     expected = (3, net.config.length, net.config.size, net.config.size)
     if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
-        raise ValueError(f"clips of shape {tuple(clips.shape)}; this system was trained on (n, {', '.join(map(str, expected))}): resize or cut them")
+        raise ValueError(
+            f"clips of shape {tuple(clips.shape)}; this system was trained on (n, {', '.join(map(str, expected))}): resize or cut them"
+        )
     if not torch.isfinite(clips).all():
         raise ValueError("the clips hold NaN or infinite values; look at how they were read")
     clips = clips.to(net.codes.static.device)
-    codes = net.draw(len(clips), generator=torch.Generator().manual_seed(seed))
+    codes = net.draw(len(clips), rng=torch.Generator().manual_seed(seed))
     with torch.enable_grad():
         free = [codes.static.clone().requires_grad_(), codes.transient.clone().requires_grad_()]
         adam = torch.optim.Adam(free, rate)
         for k in range(steps):
             adam.param_groups[0]["lr"] = rate * decay(k, steps)
             made = net(ClipCodes(*free))
-            loss = len(clips) * laplacian_loss(made.transpose(1, 2).flatten(0, 1), clips.transpose(1, 2).flatten(0, 1))
-            for p, gradient in zip(free, torch.autograd.grad(loss, free)):                            # the networks' own gradients are never made
+            loss = len(clips) * laplacian_loss(
+                made.transpose(1, 2).flatten(0, 1), clips.transpose(1, 2).flatten(0, 1)
+            )
+            for p, gradient in zip(
+                free, torch.autograd.grad(loss, free)
+            ):  # the networks' own gradients are never made
                 p.grad = gradient
             adam.step()
             with torch.no_grad():

@@ -31,7 +31,9 @@ def motion_feature(clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n d"]:
     return features.diff(dim=1).abs().mean(1)
 
 
-def motion_consistency(clips: Float[Tensor, "n 3 t h w"], true: Float[Tensor, "n 3 t2 h w"]) -> float:
+def motion_consistency(
+    clips: Float[Tensor, "n 3 t h w"], true: Float[Tensor, "n 3 t2 h w"]
+) -> float:
     "MCS, our definition: log10 of the squared distance of motion features, mean over pairs of clips; lower is better, minus infinity for equal clips."
     gaps = (motion_feature(clips) - motion_feature(true)).square().sum(1)
     return gaps.log10().mean().item()
@@ -50,28 +52,68 @@ RECIPES: dict[str, dict] = {
     "neither": dict(triplet_weight=0.0, static_weight=0.0),
     "no recurrent unit": dict(recurrent=False),
     "no recurrent unit, no triplet": dict(recurrent=False, triplet_weight=0.0),
-    "no recurrent unit, margin 0.5": dict(recurrent=False, margin=0.5),          # codes in a ball of radius 1 can't meet a margin of 2 (`31_triplets`)
+    "no recurrent unit, margin 0.5": dict(
+        recurrent=False, margin=0.5
+    ),  # codes in a ball of radius 1 can't meet a margin of 2 (`31_triplets`)
 }
 
 
 @torch.no_grad()
-def measure(system: NAVS, trained: Float[Tensor, "n 3 t h w"], held: Float[Tensor, "m 3 t h w"], cells: Int[Tensor, "m 2"]) -> dict[str, float]:
+def measure(
+    system: NAVS,
+    trained: Float[Tensor, "n 3 t h w"],
+    held: Float[Tensor, "m 3 t h w"],
+    cells: Int[Tensor, "m 2"],
+) -> dict[str, float]:
     "PSNR (dB) of trained and held-out clips and SSIM of the latter, `mcs` and `fcs` of the trained ones, and how far codes are `in_order`: transient ones and what the recurrent unit says."
     made, exchanged = system.reconstruct().clamp(-1, 1), system.exchange(*cells.T).clamp(-1, 1)
     codes, recurrent = system.codes.transient.detach(), system.networks["generator"].recurrent
-    found = {"train_psnr": psnr(made, trained).mean(), "held_psnr": psnr(exchanged, held).mean(), "held_ssim": ssim(exchanged, held).mean(),
-             "mcs": motion_consistency(made, trained), "fcs": frame_consistency(made), "order_z": in_order(codes).mean(), "order_r": in_order(recurrent(codes)).mean()}
+    found = {
+        "train_psnr": psnr(made, trained).mean(),
+        "held_psnr": psnr(exchanged, held).mean(),
+        "held_ssim": ssim(exchanged, held).mean(),
+        "mcs": motion_consistency(made, trained),
+        "fcs": frame_consistency(made),
+        "order_z": in_order(codes).mean(),
+        "order_r": in_order(recurrent(codes)).mean(),
+    }
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def study(clips: Clips, pairs: Int[Tensor, "n 2"], held: Bool[Tensor, "n"], config: Config, recipes: list[str], *, steps: int, seeds=(0,), data: str, results: Path | None = None) -> list[dict]:
+def study(
+    clips: Clips,
+    pairs: Int[Tensor, "n 2"],
+    held: Bool[Tensor, "n"],
+    config: Config,
+    recipes: list[str],
+    *,
+    steps: int,
+    seeds=(0,),
+    data: str,
+    results: Path | None = None,
+) -> list[dict]:
     """Train each recipe on the cells that aren't `held` and measure it; records and `results` as `vidcourse.mocogan.study.collect`.
 
     `data` is written into the records; give each data set a results file of its own.
     """
     frames = to_float(first_frames(clips, config))
     trained = clips.select(torch.where(~held)[0].numpy())
+
     def run(name: str, seed: int) -> dict:
-        system = train(trained, replace(config, **RECIPES[name]), pairs=pairs[~held], steps=steps, seed=seed, progress=False)
-        return {"data": data, "size": config.size, "precision": config.precision, "losses": system.facts["history"][-1], **measure(system, frames[~held], frames[held], pairs[held])}
+        system = train(
+            trained,
+            replace(config, **RECIPES[name]),
+            pairs=pairs[~held],
+            steps=steps,
+            seed=seed,
+            progress=False,
+        )
+        return {
+            "data": data,
+            "size": config.size,
+            "precision": config.precision,
+            "losses": system.facts["history"][-1],
+            **measure(system, frames[~held], frames[held], pairs[held]),
+        }
+
     return collect(run, recipes, steps=steps, seeds=seeds, results=results)

@@ -24,30 +24,44 @@ def in_order(codes: Float[Tensor, "n t d"], reach: int = 2) -> Float[Tensor, "n"
     return ((between.argmin(-1) - here).abs() <= reach).float().mean(-1)
 
 # %% ../../nbs/31_triplets.ipynb #31016
-def neighbours(length: int, near: int, far: int, device=None) -> tuple[Bool[Tensor, "t t"], Bool[Tensor, "t t"]]:
+def neighbours(
+    length: int, near: int, far: int, device=None
+) -> tuple[Bool[Tensor, "t t"], Bool[Tensor, "t t"]]:
     "Which pairs of frames are positives (1 to `near` apart) and which negatives (more than `far` apart). ValueError when no frame has a negative, or near is not below far."
     if not 1 <= near <= far or length < far + 2:
-        raise ValueError(f"near {near}, far {far} and {length} frames don't go together: 1 <= near <= far, and at least far + 2 frames are needed")
-    apart = (torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)).abs()
+        raise ValueError(
+            f"near {near}, far {far} and {length} frames don't go together: 1 <= near <= far, and at least far + 2 frames are needed"
+        )
+    apart = (
+        torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    ).abs()
     return (apart > 0) & (apart <= near), apart > far
 
 # %% ../../nbs/31_triplets.ipynb #31019
-def semi_hard(between: Float[Tensor, "n t t"], negative: Bool[Tensor, "t t"]) -> Float[Tensor, "n t t"]:
+def semi_hard(
+    between: Float[Tensor, "n t t"], negative: Bool[Tensor, "t t"]
+) -> Float[Tensor, "n t t"]:
     """For every anchor i and positive j the distance from i to its negative: the nearest one that is farther away than j, or the farthest of all when none is.
 
     Infinity for an anchor without negatives.
     """
-    candidate = negative[None, :, None] & (between[:, :, None] > between[..., None])                 # (n, anchor, positive, negative)
+    candidate = negative[None, :, None] & (
+        between[:, :, None] > between[..., None]
+    )  # (n, anchor, positive, negative)
     inf = torch.tensor(float("inf")).to(between)
-    nearest = torch.where(candidate, between[:, :, None], inf).amin(-1)                              # (n, i, j)
-    farthest = torch.where(negative, between, -inf).amax(-1, keepdim=True)                           # (n, i, 1)
+    nearest = torch.where(candidate, between[:, :, None], inf).amin(-1)  # (n, i, j)
+    farthest = torch.where(negative, between, -inf).amax(-1, keepdim=True)  # (n, i, 1)
     chosen = torch.where(candidate.any(-1), nearest, farthest)
     return torch.where(negative.any(-1)[:, None], chosen, inf)
 
 # %% ../../nbs/31_triplets.ipynb #31020
-def triplet_loss(codes: Float[Tensor, "n t d"], margin: float = 2.0, near: int = 2, far: int = 5) -> Float[Tensor, ""]:
+def triplet_loss(
+    codes: Float[Tensor, "n t d"], margin: float = 2.0, near: int = 2, far: int = 5
+) -> Float[Tensor, ""]:
     "Mean over anchors and positives of max(0, d(anchor, positive) - d(anchor, negative) + margin). ValueError as `neighbours`."
     positive, negative = neighbours(codes.shape[1], near, far, codes.device)
-    positive = positive & negative.any(-1)[:, None]                                                  # an anchor in the middle of a short clip has no negative
+    positive = (
+        positive & negative.any(-1)[:, None]
+    )  # an anchor in the middle of a short clip has no negative
     between = distances(codes)
     return (between - semi_hard(between, negative) + margin).clamp_min(0)[:, positive].mean()

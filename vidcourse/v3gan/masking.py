@@ -17,7 +17,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..metrics import mask_iou, psnr
 
 # %% ../../nbs/20_masking.ipynb #20010
-def composite(foreground: Float[Tensor, "n 3 t h w"], mask: Float[Tensor, "n 1 t h w"], background: Float[Tensor, "n 3 1 h w"]) -> Float[Tensor, "n 3 t h w"]:
+def composite(
+    foreground: Float[Tensor, "n 3 t h w"],
+    mask: Float[Tensor, "n 1 t h w"],
+    background: Float[Tensor, "n 3 1 h w"],
+) -> Float[Tensor, "n 3 t h w"]:
     "A clip from its layers: foreground where the mask is 1, the one background picture where it is 0 (VGAN 2016; V3GAN, released code)."
     return mask * foreground + (1 - mask) * background
 
@@ -28,6 +32,7 @@ class Layers:
 
     `masks` are those of all scales, coarse to fine, where a generator makes several.
     """
+
     background: Float[Tensor, "n 3 1 h w"]
     foreground: Float[Tensor, "n 3 t h w"]
     mask: Float[Tensor, "n 1 t h w"]
@@ -39,11 +44,21 @@ class Layers:
 
     def __getitem__(self, index) -> "Layers":
         "Some of the clips: an integer tensor, a slice or a list."
-        return Layers(self.background[index], self.foreground[index], self.mask[index], tuple(m[index] for m in self.masks))
+        return Layers(
+            self.background[index],
+            self.foreground[index],
+            self.mask[index],
+            tuple(m[index] for m in self.masks),
+        )
 
     def to(self, device) -> "Layers":
         "The same layers on another device."
-        return Layers(self.background.to(device), self.foreground.to(device), self.mask.to(device), tuple(m.to(device) for m in self.masks))
+        return Layers(
+            self.background.to(device),
+            self.foreground.to(device),
+            self.mask.to(device),
+            tuple(m.to(device) for m in self.masks),
+        )
 
     @property
     def video(self) -> Float[Tensor, "n 3 t h w"]:
@@ -52,7 +67,11 @@ class Layers:
 
     def gain(self, k: float) -> "Layers":
         "The same layers with the mask's log-odds multiplied by k: 1 changes nothing, a large k makes it hard, 0 gives one half everywhere."
-        return self if k == 1 else replace(self, mask=torch.sigmoid(k * torch.logit(self.mask.float(), 1e-6)))
+        return (
+            self
+            if k == 1
+            else replace(self, mask=torch.sigmoid(k * torch.logit(self.mask.float(), 1e-6)))
+        )
 
     def hard(self, threshold: float = 0.5) -> "Layers":
         "The same layers with a mask of zeros and ones."
@@ -61,41 +80,67 @@ class Layers:
     def over(self, background: Tensor) -> "Layers":
         "The same object and mask before another background, (n 3 h w) or (n 3 1 h w), or one picture for all; ValueError when it doesn't fit."
         given = background[:, :, None] if background.ndim == 4 else background
-        if given.ndim != 5 or given.shape[1:] != self.background.shape[1:] or len(given) not in (1, len(self)):
-            raise ValueError(f"a background of shape {tuple(background.shape)} does not fit; these layers take {tuple(self.background[:, :, 0].shape)}, or one picture for all")
+        if (
+            given.ndim != 5
+            or given.shape[1:] != self.background.shape[1:]
+            or len(given) not in (1, len(self))
+        ):
+            raise ValueError(
+                f"a background of shape {tuple(background.shape)} does not fit; these layers take {tuple(self.background[:, :, 0].shape)}, or one picture for all"
+            )
         return replace(self, background=given.to(self.background).expand_as(self.background))
 
 # %% ../../nbs/20_masking.ipynb #20016
 def cat_layers(parts: list[Layers]) -> Layers:
     "The layers of several batches as one."
-    join = lambda tensors: torch.cat(list(tensors))
-    return Layers(join(p.background for p in parts), join(p.foreground for p in parts), join(p.mask for p in parts),
-                  tuple(map(join, zip(*(p.masks for p in parts)))))
+
+    def join(tensors):
+        return torch.cat(list(tensors))
+
+    return Layers(
+        join(p.background for p in parts),
+        join(p.foreground for p in parts),
+        join(p.mask for p in parts),
+        tuple(map(join, zip(*(p.masks for p in parts)))),
+    )
 
 # %% ../../nbs/20_masking.ipynb #20033
 PRIORS = ("none", "l1", "binary", "both")
+
 
 def l1_prior(mask: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     "Mean of the mask: small when little is foreground (VGAN 2016, weight 0.1)."
     return mask.abs().mean()
 
+
 def binary_prior(mask: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     "Mean of 4 m (1 - m): 0 for a mask of zeros and ones, 1 for one half everywhere."
     return (4 * mask * (1 - mask)).mean()
+
 
 def mask_prior(mask: Float[Tensor, "*shape"], kind: str) -> Float[Tensor, ""]:
     "The prior of this name: 'none' (0), 'l1', 'binary' or 'both' (their sum). ValueError for another."
     if kind not in PRIORS:
         raise ValueError(f"mask prior {kind!r} is unknown; choose one of {', '.join(PRIORS)}")
-    terms = {"none": [], "l1": [l1_prior], "binary": [binary_prior], "both": [l1_prior, binary_prior]}[kind]
+    terms = {
+        "none": [],
+        "l1": [l1_prior],
+        "binary": [binary_prior],
+        "both": [l1_prior, binary_prior],
+    }[kind]
     return sum((term(mask) for term in terms), mask.new_zeros(()))
 
 # %% ../../nbs/20_masking.ipynb #20044
-def object_mask(clips: Float[Tensor, "n 3 t h w"], threshold: float = 0.58) -> Float[Tensor, "n t h w"]:
+def object_mask(
+    clips: Float[Tensor, "n 3 t h w"], threshold: float = 0.58
+) -> Float[Tensor, "n t h w"]:
     "The object of moving shapes by rule, 0 or 1: where the largest colour channel, counted from 0 to 1, is above `threshold`; backdrops stay below 0.46."
     return (((clips + 1) / 2).amax(1) > threshold).float()
 
-def seen_background(clips: Float[Tensor, "n 3 t h w"], mask: Float[Tensor, "n t h w"]) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 1 h w"]]:
+
+def seen_background(
+    clips: Float[Tensor, "n 3 t h w"], mask: Float[Tensor, "n t h w"]
+) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 1 h w"]]:
     "What shows where the mask is not (nor within a pixel of it), averaged over frames; and 1 where that happened at least once."
     free = 1 - F.max_pool2d(mask, 3, 1, 1)[:, None]
     times = free.sum(2)
@@ -114,9 +159,21 @@ def layer_scores(layers: Layers) -> dict[str, float]:
     there = true.flatten(2).any(-1)
     overlap = mask_iou(layers.mask[:, 0], true)[there]
     seen, known = seen_background(layers.video, true)
-    likeness = torch.cat([psnr(b[:, k].flatten()[None], s[:, k].flatten()[None]) for b, s, k in zip(layers.background[:, :, 0], seen, known[:, 0] > 0) if k.any()] or [seen.new_tensor([float("nan")])])
-    return {"mask_iou": overlap.mean().item(), "background_psnr": likeness.clamp_max(60).mean().item(), "mask_mean": layers.mask.mean().item(),
-            "mask_softness": binary_prior(layers.mask).item(), "empty": 1 - there.float().mean().item()}
+    likeness = torch.cat(
+        [
+            psnr(b[:, k].flatten()[None], s[:, k].flatten()[None])
+            for b, s, k in zip(layers.background[:, :, 0], seen, known[:, 0] > 0)
+            if k.any()
+        ]
+        or [seen.new_tensor([float("nan")])]
+    )
+    return {
+        "mask_iou": overlap.mean().item(),
+        "background_psnr": likeness.clamp_max(60).mean().item(),
+        "mask_mean": layers.mask.mean().item(),
+        "mask_softness": binary_prior(layers.mask).item(),
+        "empty": 1 - there.float().mean().item(),
+    }
 
 # %% ../../nbs/20_masking.ipynb #20053
 class MaskingLayer(nn.Module):
@@ -125,13 +182,23 @@ class MaskingLayer(nn.Module):
     Spectral normalisation, bias, batch normalisation over the one channel, sigmoid. The `last` layer goes through half as many channels
     and an ordinary (1, 3, 3) convolution. Features and mask enter with `channels` + 1 channels.
     """
-    def __init__(self, channels: int, kernel=(4, 4, 4), stride=(2, 2, 2), padding=(1, 1, 1), last: bool = False):
+
+    def __init__(
+        self,
+        channels: int,
+        kernel=(4, 4, 4),
+        stride=(2, 2, 2),
+        padding=(1, 1, 1),
+        last: bool = False,
+    ):
         super().__init__()
         wide = channels // 2 if last else 1
         self.up = spectral_norm(nn.ConvTranspose3d(channels + 1, wide, kernel, stride, padding))
         self.norm = nn.BatchNorm3d(wide)
         self.close = nn.Conv3d(wide, 1, (1, 3, 3), padding=(0, 1, 1)) if last else nn.Identity()
 
-    def forward(self, features: Float[Tensor, "n c t h w"], mask: Float[Tensor, "n 1 t h w"]) -> Float[Tensor, "n 1 t2 h2 w2"]:
+    def forward(
+        self, features: Float[Tensor, "n c t h w"], mask: Float[Tensor, "n 1 t h w"]
+    ) -> Float[Tensor, "n 1 t2 h2 w2"]:
         "The mask at the next scale, values in (0, 1)."
         return torch.sigmoid(self.close(self.norm(self.up(torch.cat([features, mask], dim=1)))))

@@ -3,10 +3,10 @@
 # %% auto #0
 __all__ = ['STILL', 'Config', 'widths', 'time_plan', 'motion_vectors', 'LayerCodes', 'draw_codes', 'with_background',
            'with_motion', 'code_grid', 'stage', 'colours', 'count', 'Block', 'initialise', 'finished', 'Recurrent',
-           'LayeredGenerator', 'critic_layer', 'ImageCritic', 'VideoCritic']
+           'LayeredGenerator', 'discriminator_layer', 'ImageDiscriminator', 'VideoDiscriminator']
 
 # %% ../../nbs/21_three_branches.ipynb #21005
-"V3GAN's networks: background, foreground, mask and motion streams, and two critics (arXiv 2203.14074; released code, read and counted)."
+"V3GAN's networks: background, foreground, mask and motion streams, and two discriminators (arXiv 2203.14074; released code, read and counted)."
 from dataclasses import dataclass, replace
 from math import log2
 
@@ -23,29 +23,32 @@ from .masking import Layers, MaskingLayer
 @dataclass(frozen=True)
 class Config:
     "Sizes and training choices of a V3GAN; the defaults are the released code's (64 px, 16 frames, codes 128 / 10)."
-    size: int = 64                        # pixels a side
-    length: int = 16                      # frames that the video critic sees
-    frame_step: int = 1                   # take every nth frame of real clips
+
+    size: int = 64  # pixels a side
+    length: int = 16  # frames that the video discriminator sees
+    frame_step: int = 1  # take every nth frame of real clips
     content: int = 128
     motion: int = 10
-    width: int = 64                       # channels of the generator's last block
-    critic_width: int = 64                # channels after the critics' first step
-    shared_code: bool = True              # one appearance code for background and foreground (released), or one each
-    background_stream: bool = True        # False: the foreground paints everything
-    motion_kind: str = "add"              # "add" (released), "add_recurrent", "warp" (version in circulation) or "warp_expanded"
-    mask_prior: str = "none"              # "none" (released), "l1", "binary" or "both"
+    width: int = 64  # channels of the generator's last block
+    discriminator_width: int = 64  # channels after the discriminators' first step
+    shared_code: bool = (
+        True  # one appearance code for background and foreground (released), or one each
+    )
+    background_stream: bool = True  # False: the foreground paints everything
+    motion_kind: str = "add"  # "add" (released), "add_recurrent", "warp" (version in circulation) or "warp_expanded"
+    mask_prior: str = "none"  # "none" (released), "l1", "binary" or "both"
     mask_weight: float = 0.0
-    shuffle: str = "released"             # "released", "swap", "global" or "none"
+    shuffle: str = "released"  # "released", "swap", "global" or "none"
     # training
     batch: int = 16
     steps: int = 100_000
     rate_generator: float = 2e-4
-    rate_critic: float = 2e-4
+    rate_discriminator: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
-    r1: float = 0.0                       # gradient penalty on real clips
-    average: float = 0.0                  # EMA of the generator; 0: none
-    decay: bool = False                   # rates fall linearly over the second half
-    precision: str = "no"                 # "no" or "bf16"
+    r1: float = 0.0  # gradient penalty on real clips
+    average: float = 0.0  # EMA of the generator; 0: none
+    decay: bool = False  # rates fall linearly over the second half
+    precision: str = "no"  # "no" or "bf16"
 
 # %% ../../nbs/21_three_branches.ipynb #21016
 def widths(config: Config) -> list[int]:
@@ -54,7 +57,9 @@ def widths(config: Config) -> list[int]:
     ValueError unless the size is a power of two of at least 16.
     """
     if config.size < 16 or config.size & (config.size - 1):
-        raise ValueError(f"frames of {config.size} px; these networks halve and double, so give a power of two of at least 16 (16, 32, 64, 128)")
+        raise ValueError(
+            f"frames of {config.size} px; these networks halve and double, so give a power of two of at least 16 (16, 32, 64, 128)"
+        )
     blocks = int(log2(config.size)) - 1
     return [config.width * min(8, 2**k) for k in reversed(range(blocks))]
 
@@ -79,8 +84,10 @@ def motion_vectors(config: Config, length: int) -> int:
     shortest = 4 * step
     if length < shortest or (length - shortest) % step:
         below = max(shortest, length - length % step)
-        raise ValueError(f"clips of {length} frames can't be made at {config.size} px: each motion code adds {step} frames to the shortest clip of {shortest}; "
-                         f"the nearest lengths are {below} and {below + step}")
+        raise ValueError(
+            f"clips of {length} frames can't be made at {config.size} px: each motion code adds {step} frames to the shortest clip of {shortest}; "
+            f"the nearest lengths are {below} and {below + step}"
+        )
     return length if config.motion_kind == "add_recurrent" else 1 + (length - shortest) // step
 
 # %% ../../nbs/21_three_branches.ipynb #21022
@@ -90,6 +97,7 @@ class LayerCodes:
 
     With one shared appearance code (released) both names hold the same tensor.
     """
+
     background: Float[Tensor, "n c"]
     foreground: Float[Tensor, "n c"]
     motion: Float[Tensor, "n k m"]
@@ -102,7 +110,11 @@ class LayerCodes:
     def _each(self, change) -> "LayerCodes":
         "Every code changed alike; a shared code stays shared."
         foreground = change(self.foreground)
-        return LayerCodes(foreground if self.shared else change(self.background), foreground, change(self.motion))
+        return LayerCodes(
+            foreground if self.shared else change(self.background),
+            foreground,
+            change(self.motion),
+        )
 
     def __len__(self) -> int:
         "Number of clips."
@@ -117,28 +129,42 @@ class LayerCodes:
         return self._each(lambda x: x.to(device))
 
 # %% ../../nbs/21_three_branches.ipynb #21023
-def draw_codes(n: int, length: int, config: Config, generator: torch.Generator | None = None) -> LayerCodes:
+def draw_codes(
+    n: int, length: int, config: Config, rng: torch.Generator | None = None
+) -> LayerCodes:
     "Codes for `n` clips of `length` frames from the prior, on the generator's device. A longer clip of the same seed begins with the same codes. ValueError."
     if n < 1:
         raise ValueError(f"asked for {n} clips; at least 1 is needed")
-    k, device = motion_vectors(config, length), generator.device if generator is not None else None
-    normal = lambda width: torch.randn(n, width, generator=generator, device=device)
+    k, device = (
+        motion_vectors(config, length),
+        rng.device if rng is not None else None,
+    )
+
+    def normal(width):
+        return torch.randn(n, width, generator=rng, device=device)
+
     foreground = normal(config.content)
     background = foreground if config.shared_code else normal(config.content)
-    return LayerCodes(background, foreground, torch.stack([normal(config.motion) for _ in range(k)], dim=1))
+    return LayerCodes(
+        background, foreground, torch.stack([normal(config.motion) for _ in range(k)], dim=1)
+    )
 
 
 def _same_number(codes: LayerCodes, other: LayerCodes):
     "ValueError when two sets of codes are not of one size."
     if len(codes) != len(other):
-        raise ValueError(f"{len(codes)} clips cannot take codes from {len(other)}; give as many of one as of the other, or use code_grid")
+        raise ValueError(
+            f"{len(codes)} clips cannot take codes from {len(other)}; give as many of one as of the other, or use code_grid"
+        )
 
 # %% ../../nbs/21_three_branches.ipynb #21024
 def with_background(codes: LayerCodes, other: LayerCodes) -> LayerCodes:
     "The foreground and motion of `codes` with the background code of `other`. ValueError for a shared code, and when the numbers of clips differ."
     _same_number(codes, other)
     if codes.shared or other.shared:
-        raise ValueError("one code makes both layers here, so there is no background code to exchange; use shared_code=False, or exchange the painted background with Layers.over")
+        raise ValueError(
+            "one code makes both layers here, so there is no background code to exchange; use shared_code=False, or exchange the painted background with Layers.over"
+        )
     return replace(codes, background=other.background)
 
 
@@ -153,12 +179,17 @@ def code_grid(codes: LayerCodes, motions: LayerCodes | None = None) -> LayerCode
     return with_motion(*crossed(codes, codes if motions is None else motions))
 
 # %% ../../nbs/21_three_branches.ipynb #21027
-STILL = (1, 1, 0)                         # kernel, stride and padding that leave an axis as it is
+STILL = (1, 1, 0)  # kernel, stride and padding that leave an axis as it is
+
 
 def stage(a: int, b: int, time=STILL, space=STILL) -> nn.Sequential:
     "Spectrally normalised 3-D transposed convolution with bias, batch normalisation, ReLU; (kernel, stride, padding) for time and for space."
     kernel, stride, padding = ((t, s, s) for t, s in zip(time, space))
-    return nn.Sequential(spectral_norm(nn.ConvTranspose3d(a, b, kernel, stride, padding)), nn.BatchNorm3d(b), nn.ReLU(True))
+    return nn.Sequential(
+        spectral_norm(nn.ConvTranspose3d(a, b, kernel, stride, padding)),
+        nn.BatchNorm3d(b),
+        nn.ReLU(True),
+    )
 
 
 def colours(a: int) -> nn.Sequential:
@@ -176,22 +207,53 @@ class Block(nn.Module):
 
     With `recurrent`, motion comes as one state a frame, and each scale takes means of as many frames as it needs.
     """
-    def __init__(self, background: int, foreground: int, motion: int, out: int, time, space, last: bool = False, layered: bool = True, recurrent: bool = False):
+
+    def __init__(
+        self,
+        background: int,
+        foreground: int,
+        motion: int,
+        out: int,
+        time,
+        space,
+        last: bool = False,
+        layered: bool = True,
+        recurrent: bool = False,
+    ):
         super().__init__()
         self.recurrent = recurrent
-        paint = lambda: [colours(out)] if last else []
-        self.foreground = nn.Sequential(stage(foreground, out, time=time), stage(out, out, space=space), *paint())
-        self.motion = None if last else stage(motion, out, time=STILL if recurrent else time)
-        self.background = nn.Sequential(stage(background, out, space=space), *paint()) if layered else None
-        self.mask = MaskingLayer(foreground, *zip(time, space, space), last=last) if layered else None
 
-    def forward(self, background: Tensor | None, foreground: Tensor, mask: Tensor | None, motion: Tensor) -> tuple:
+        def paint():
+            return [colours(out)] if last else []
+
+        self.foreground = nn.Sequential(
+            stage(foreground, out, time=time), stage(out, out, space=space), *paint()
+        )
+        self.motion = None if last else stage(motion, out, time=STILL if recurrent else time)
+        self.background = (
+            nn.Sequential(stage(background, out, space=space), *paint()) if layered else None
+        )
+        self.mask = (
+            MaskingLayer(foreground, *zip(time, space, space), last=last) if layered else None
+        )
+
+    def forward(
+        self, background: Tensor | None, foreground: Tensor, mask: Tensor | None, motion: Tensor
+    ) -> tuple:
         "The four streams one scale on; the mask sees the features that come in, the motion is added to those that go out."
-        background, mask = (self.background(background), self.mask(foreground, mask)) if self.background is not None else (None, None)
+        background, mask = (
+            (self.background(background), self.mask(foreground, mask))
+            if self.background is not None
+            else (None, None)
+        )
         foreground = self.foreground(foreground)
         if self.motion is not None:
-            told = self.motion(F.adaptive_avg_pool3d(motion, (foreground.shape[2], 1, 1)) if self.recurrent else motion)      # (n, c, t, 1, 1)
-            foreground = foreground + told                     # the same for every pixel
+            told = self.motion(
+                F.adaptive_avg_pool3d(motion, (foreground.shape[2], 1, 1))
+                if self.recurrent
+                else motion
+            )  # (n, c, t, 1, 1)
+            foreground = foreground + told  # the same for every pixel
             motion = motion if self.recurrent else told
         return background, foreground, mask, motion
 
@@ -206,20 +268,30 @@ def initialise(network: nn.Module) -> nn.Module:
     return network
 
 
-def finished(background: Tensor | None, foreground: Float[Tensor, "n 3 t h w"], masks: list[Tensor]) -> Layers:
+def finished(
+    background: Tensor | None, foreground: Float[Tensor, "n 3 t h w"], masks: list[Tensor]
+) -> Layers:
     "Layers in float32; without a background stream the mask is 1 everywhere and the background grey."
     foreground = foreground.float()
     if background is None:
-        return Layers(torch.zeros_like(foreground[:, :, :1]), foreground, torch.ones_like(foreground[:, :1]))
+        return Layers(
+            torch.zeros_like(foreground[:, :, :1]),
+            foreground,
+            torch.ones_like(foreground[:, :1]),
+        )
     masks = tuple(m.float() for m in masks)
     return Layers(background.float(), foreground, masks[-1], masks)
 
 # %% ../../nbs/21_three_branches.ipynb #21076
 class Recurrent(nn.Module):
     "Motion codes, one a frame, to one state a frame by a GRU; the first code also sets the state that it starts from."
+
     def __init__(self, config: Config, hidden: int):
         super().__init__()
-        self.start, self.gru = nn.Linear(config.motion, hidden), nn.GRU(config.motion, hidden, batch_first=True)
+        self.start, self.gru = (
+            nn.Linear(config.motion, hidden),
+            nn.GRU(config.motion, hidden, batch_first=True),
+        )
 
     def forward(self, motion: Float[Tensor, "n t m"]) -> Float[Tensor, "n s t 1 1"]:
         "States."
@@ -232,77 +304,126 @@ class LayeredGenerator(nn.Module):
 
     With `motion_kind` 'add_recurrent' the motion stream is `Recurrent` over one code a frame, instead of one code that is expanded.
     """
+
     def __init__(self, config: Config):
         super().__init__()
         self.config, wide, times = config, widths(config), time_plan(config)
-        self.recurrent = Recurrent(config, 4 * config.width) if config.motion_kind == "add_recurrent" else None
-        ins = [(config.content, config.content + config.motion, config.motion)] + [(w, w, w) for w in wide[:-1]]
+        self.recurrent = (
+            Recurrent(config, 4 * config.width)
+            if config.motion_kind == "add_recurrent"
+            else None
+        )
+        ins = [(config.content, config.content + config.motion, config.motion)] + [
+            (w, w, w) for w in wide[:-1]
+        ]
         self.blocks = nn.ModuleList(
-            Block(b, f, 4 * config.width if self.recurrent else m, out, time, (4, 2, 1) if i else (4, 1, 0), last=i == len(wide) - 1,
-                  layered=config.background_stream, recurrent=self.recurrent is not None)
-            for i, ((b, f, m), out, time) in enumerate(zip(ins, wide, times)))
+            Block(
+                b,
+                f,
+                4 * config.width if self.recurrent else m,
+                out,
+                time,
+                (4, 2, 1) if i else (4, 1, 0),
+                last=i == len(wide) - 1,
+                layered=config.background_stream,
+                recurrent=self.recurrent is not None,
+            )
+            for i, ((b, f, m), out, time) in enumerate(zip(ins, wide, times))
+        )
         initialise(self)
 
-    def draw(self, n: int, length: int | None = None, generator: torch.Generator | None = None) -> LayerCodes:
+    def draw(
+        self, n: int, length: int | None = None, rng: torch.Generator | None = None
+    ) -> LayerCodes:
         "Codes from the prior, in this generator's sizes; see `draw_codes` for what it raises."
-        return draw_codes(n, self.config.length if length is None else length, self.config, generator)
+        return draw_codes(n, self.config.length if length is None else length, self.config, rng)
 
     def forward(self, codes: LayerCodes) -> Layers:
         "The layers of each clip, with the masks of all scales; as many frames as the motion codes make."
-        column = lambda x: x.transpose(1, 2)[..., None, None]                                           # (n, k, c) -> (n, c, k, 1, 1)
+
+        def column(x):
+            return x.transpose(1, 2)[..., None, None]  # (n, k, c) -> (n, c, k, 1, 1)
+
         told = codes.motion
-        if self.recurrent is not None:                         # the foreground starts from as many codes as the first scale needs
+        if (
+            self.recurrent is not None
+        ):  # the foreground starts from as many codes as the first scale needs
             expanding = motion_vectors(replace(self.config, motion_kind="add"), told.shape[1])
             told = told[:, torch.linspace(0, told.shape[1] - 1, expanding).long()]
-        content = codes.foreground[:, None].expand(-1, told.shape[1], -1)                               # (n, k, c)
-        background = column((codes.foreground if self.config.shared_code else codes.background)[:, None])
-        foreground, mask, masks = column(torch.cat([content, told], dim=-1)), torch.ones_like(column(told)[:, :1]), []
-        motion = column(codes.motion) if self.recurrent is None else self.recurrent(codes.motion)
+        content = codes.foreground[:, None].expand(-1, told.shape[1], -1)  # (n, k, c)
+        background = column(
+            (codes.foreground if self.config.shared_code else codes.background)[:, None]
+        )
+        foreground, mask, masks = (
+            column(torch.cat([content, told], dim=-1)),
+            torch.ones_like(column(told)[:, :1]),
+            [],
+        )
+        motion = (
+            column(codes.motion) if self.recurrent is None else self.recurrent(codes.motion)
+        )
         for block in self.blocks:
             background, foreground, mask, motion = block(background, foreground, mask, motion)
             masks.append(mask)
         return finished(background, foreground, masks)
 
 # %% ../../nbs/21_three_branches.ipynb #21050
-def critic_layer(conv: nn.Module) -> list[nn.Module]:
-    "A critic's convolution from N(0, 0.02), spectrally normalised, and a leaky ReLU."
+def discriminator_layer(conv: nn.Module) -> list[nn.Module]:
+    "A discriminator's convolution from N(0, 0.02), spectrally normalised, and a leaky ReLU."
     nn.init.normal_(conv.weight, 0, 0.02)
     return [spectral_norm(conv), nn.LeakyReLU(0.2, True)]
 
 
-class ImageCritic(nn.Module):
+class ImageDiscriminator(nn.Module):
     "Frames to one logit each, above 0 for frames taken to be real: halving convolutions with spectral normalisation (released code)."
+
     def __init__(self, config: Config):
         super().__init__()
         halvings = len(widths(config)) - 1
-        wide = [3] + [config.critic_width * 2**k for k in range(halvings)]
-        layers = [layer for a, b in zip(wide, wide[1:]) for layer in critic_layer(nn.Conv2d(a, b, 4, 2, 1))]
-        self.layers = nn.Sequential(*layers, critic_layer(nn.Conv2d(wide[-1], 1, 4, 1, 0))[0])
+        wide = [3] + [config.discriminator_width * 2**k for k in range(halvings)]
+        layers = [
+            layer
+            for a, b in zip(wide, wide[1:])
+            for layer in discriminator_layer(nn.Conv2d(a, b, 4, 2, 1))
+        ]
+        self.layers = nn.Sequential(
+            *layers, discriminator_layer(nn.Conv2d(wide[-1], 1, 4, 1, 0))[0]
+        )
 
     def forward(self, frames: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1"]:
         "Logits."
         return self.layers(frames).flatten(1)
 
 # %% ../../nbs/21_three_branches.ipynb #21052
-class VideoCritic(nn.Module):
+class VideoDiscriminator(nn.Module):
     """Clips of `config.length` frames to one logit each: convolutions in space and in time by turns, spectral normalisation (released code).
 
     Every stage halves the picture and takes three frames; the last kernel in time is what is left (4 at 64 px and 16 frames).
     """
+
     def __init__(self, config: Config):
         super().__init__()
         self.length, halvings = config.length, len(widths(config)) - 1
         left = config.length - 3 * halvings
         if left < 1:
-            raise ValueError(f"clips of {config.length} frames are too short for {config.size} px: each of {halvings} stages takes 3 frames, so give at least {3 * halvings + 1}")
-        wide, layers = [3] + [config.critic_width * 2**k for k in range(halvings)], []
+            raise ValueError(
+                f"clips of {config.length} frames are too short for {config.size} px: each of {halvings} stages takes 3 frames, so give at least {3 * halvings + 1}"
+            )
+        wide, layers = [3] + [config.discriminator_width * 2**k for k in range(halvings)], []
         for a, b in zip(wide, wide[1:]):
-            layers += critic_layer(nn.Conv3d(a, b, (1, 4, 4), (1, 2, 2), (0, 1, 1))) + critic_layer(nn.Conv3d(b, b, (4, 1, 1)))
-        layers += critic_layer(nn.Conv3d(wide[-1], wide[-1], (1, 4, 4))) + critic_layer(nn.Conv3d(wide[-1], 1, (left, 1, 1)))[:1]
+            layers += discriminator_layer(
+                nn.Conv3d(a, b, (1, 4, 4), (1, 2, 2), (0, 1, 1))
+            ) + discriminator_layer(nn.Conv3d(b, b, (4, 1, 1)))
+        layers += (
+            discriminator_layer(nn.Conv3d(wide[-1], wide[-1], (1, 4, 4)))
+            + discriminator_layer(nn.Conv3d(wide[-1], 1, (left, 1, 1)))[:1]
+        )
         self.layers = nn.Sequential(*layers)
 
     def forward(self, clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n 1"]:
         "Logits, above 0 for clips taken to be real."
         if clips.shape[2] != self.length:
-            raise ValueError(f"this video critic takes clips of {self.length} frames (each stage uses up three), got {clips.shape[2]}; cut the clip or change Config.length")
+            raise ValueError(
+                f"this video discriminator takes clips of {self.length} frames (each stage uses up three), got {clips.shape[2]}; cut the clip or change Config.length"
+            )
         return self.layers(clips).flatten(1)

@@ -25,7 +25,9 @@ from .networks import Config
 # %% ../../nbs/23_v3gan_measured.ipynb #23008
 def known_paths(n: int = 8000, length: int = 16, seed: int = 7) -> Float[Tensor, "n t 2"]:
     "Paths of `n` moving shapes as they were drawn: x right, y down, half frame widths."
-    return torch.from_numpy(position(draw_factors(n, seed=seed), np.linspace(0, 1, length))).float()
+    return torch.from_numpy(
+        position(draw_factors(n, seed=seed), np.linspace(0, 1, length))
+    ).float()
 
 
 def object_paths(clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "m t 2"]:
@@ -34,29 +36,49 @@ def object_paths(clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "m t 2"]:
     return fill_gaps(centroids[~centroids.isnan().any(-1).all(-1)])
 
 
-def path_distance(paths: Float[Tensor, "n t 2"], known: Float[Tensor, "k t 2"]) -> Float[Tensor, "n"]:
+def path_distance(
+    paths: Float[Tensor, "n t 2"], known: Float[Tensor, "k t 2"]
+) -> Float[Tensor, "n"]:
     "Root mean square distance of each path to the nearest known one, wherever on the screen, in half frame widths."
-    centred = lambda p: (p - p.mean(1, keepdim=True)).flatten(1)
-    return torch.cdist(centred(paths), centred(known)).amin(1) / paths.shape[1]**0.5
+
+    def centred(p):
+        return (p - p.mean(1, keepdim=True)).flatten(1)
+
+    return torch.cdist(centred(paths), centred(known)).amin(1) / paths.shape[1] ** 0.5
 
 # %% ../../nbs/23_v3gan_measured.ipynb #23015
-def measure(system: V3GAN, judge, real: Float[Tensor, "n 3 t h w"], known: Float[Tensor, "k t 2"], *, n: int = 256, seed: int = 5) -> dict[str, float]:
+def measure(
+    system: V3GAN,
+    classifier,
+    real: Float[Tensor, "n 3 t h w"],
+    known: Float[Tensor, "k t 2"],
+    *,
+    n: int = 256,
+    seed: int = 5,
+) -> dict[str, float]:
     """`layer_scores` of `n` generated clips of moving shapes, their mean `path_distance` to known paths (NaN when no object was found) and their `frechet` distance to real clips.
 
-    `judge` is a `VideoClassifier`; real clips are of the system's size and length.
+    `classifier` is a `VideoClassifier`; real clips are of the system's size and length.
     """
-    layers = system.sample_layers(n, generator=torch.Generator().manual_seed(seed))
+    layers = system.sample_layers(n, rng=torch.Generator().manual_seed(seed))
     clips = layers.video.float().clamp(-1, 1)
-    features = [in_batches(judge.features, part) for part in (real, clips)]
-    found = layer_scores(layers) | {"path_distance": path_distance(object_paths(clips), known).mean().item(), "frechet": frechet_distance(*features)}
+    features = [in_batches(classifier.features, part) for part in (real, clips)]
+    found = layer_scores(layers) | {
+        "path_distance": path_distance(object_paths(clips), known).mean().item(),
+        "frechet": frechet_distance(*features),
+    }
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
 @torch.no_grad()
-def finds_swapped(critic, real: Float[Tensor, "n 3 t h w"], seed: int = 5) -> float:
-    "Share of real clips that a video critic rates above themselves with frames swapped; another order for every eight clips."
-    generator, critic = torch.Generator().manual_seed(seed), critic.eval()
-    margins = [critic(part) - critic(part[:, :, draw_order("swap", part.shape[2], generator)]) for part in real.split(8)]
+def finds_swapped(discriminator, real: Float[Tensor, "n 3 t h w"], seed: int = 5) -> float:
+    "Share of real clips that a video discriminator rates above themselves with frames swapped; another order for every eight clips."
+    generator, discriminator = torch.Generator().manual_seed(seed), discriminator.eval()
+    margins = [
+        discriminator(part)
+        - discriminator(part[:, :, draw_order("swap", part.shape[2], generator)])
+        for part in real.split(8)
+    ]
     return (torch.cat(margins) > 0).float().mean().item()
 
 # %% ../../nbs/23_v3gan_measured.ipynb #23017
@@ -70,7 +92,7 @@ RECIPES: dict[str, dict] = {
     "no mask prior": dict(mask_prior="none"),
     "binary prior": dict(mask_prior="binary"),
     "both priors": dict(mask_prior="both"),
-    # what the critic must notice
+    # what the discriminator must notice
     "released shuffle": dict(shuffle="released"),
     "global shuffle": dict(shuffle="global"),
     "no shuffle": dict(shuffle="none"),
@@ -78,19 +100,66 @@ RECIPES: dict[str, dict] = {
     "no background stream": dict(background_stream=False),
     "shared code": dict(shared_code=True),
     "with R1": dict(r1=0.05),
-    "published recipe": dict(motion_kind="add", shared_code=True, mask_prior="none", mask_weight=0.0, shuffle="released", rate_generator=2e-4, rate_critic=2e-4, average=0.0, decay=False),
+    "published recipe": dict(
+        motion_kind="add",
+        shared_code=True,
+        mask_prior="none",
+        mask_weight=0.0,
+        shuffle="released",
+        rate_generator=2e-4,
+        rate_discriminator=2e-4,
+        average=0.0,
+        decay=False,
+    ),
 }
 
 
-def study(clips, config: Config, recipes: list[str], *, steps: int, seeds=(0,), judge, real: Tensor, known: Tensor, results: Path | None = None, progress: bool = False) -> list[dict]:
-    "Train each recipe and measure generator and critic; records and `results` as `vidcourse.mocogan.study.collect`. `real` are clips that aren't trained on."
+def study(
+    clips,
+    config: Config,
+    recipes: list[str],
+    *,
+    steps: int,
+    seeds=(0,),
+    classifier,
+    real: Tensor,
+    known: Tensor,
+    results: Path | None = None,
+    progress: bool = False,
+) -> list[dict]:
+    "Train each recipe and measure generator and discriminator; records and `results` as `vidcourse.mocogan.study.collect`. `real` are clips that aren't trained on."
+
     def run(name: str, seed: int) -> dict:
         changed, curve = replace(config, **RECIPES[name]), []
+
         def look(trainer) -> None:
-            layers = V3GAN(changed, trainer.averaged["generator"]).sample_layers(min(48, len(real)), generator=torch.Generator().manual_seed(5))
-            curve.append({"step": trainer.step, **{k: round(v, 3) for k, v in layer_scores(layers).items()}})
+            layers = V3GAN(changed, trainer.averaged["generator"]).sample_layers(
+                min(48, len(real)), rng=torch.Generator().manual_seed(5)
+            )
+            curve.append(
+                {
+                    "step": trainer.step,
+                    **{k: round(v, 3) for k, v in layer_scores(layers).items()},
+                }
+            )
+
         trainer = make_trainer(changed, seed=seed, log_every=max(1, steps // 5))
-        system = train_system(V3GAN, changed, trainer, step_on(clips, changed), steps, on_log=look, progress=progress)
-        return {"size": config.size, "precision": config.precision, "losses": trainer.history[-1], "curve": curve, **measure(system, judge, real, known, n=max(8, min(256, len(real)))),
-                "finds_swapped": finds_swapped(trainer.networks["video_critic"], real)}
+        system = train_system(
+            V3GAN,
+            changed,
+            trainer,
+            step_on(clips, changed),
+            steps,
+            on_log=look,
+            progress=progress,
+        )
+        return {
+            "size": config.size,
+            "precision": config.precision,
+            "losses": trainer.history[-1],
+            "curve": curve,
+            **measure(system, classifier, real, known, n=max(8, min(256, len(real)))),
+            "finds_swapped": finds_swapped(trainer.networks["video_discriminator"], real),
+        }
+
     return collect(run, recipes, steps=steps, seeds=seeds, results=results)

@@ -11,27 +11,57 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .masking import PRIORS, Layers
-from .networks import (STILL, Config, ImageCritic, LayerCodes, LayeredGenerator, Recurrent, VideoCritic, colours, finished, initialise,
-    motion_vectors, stage, time_plan, widths)
+from vidcourse.v3gan.networks import (
+    STILL,
+    Config,
+    ImageDiscriminator,
+    LayerCodes,
+    LayeredGenerator,
+    Recurrent,
+    VideoDiscriminator,
+    colours,
+    finished,
+    initialise,
+    motion_vectors,
+    stage,
+    time_plan,
+    widths,
+)
 
 # %% ../../nbs/21_warped_foreground.ipynb #21w10
-def warp(pictures: Float[Tensor, "n c h w"], shift: Float[Tensor, "n t 2 h w"], padding: str = "border") -> Float[Tensor, "n c t h w"]:
+def warp(
+    pictures: Float[Tensor, "n c h w"],
+    shift: Float[Tensor, "n t 2 h w"],
+    padding: str = "border",
+) -> Float[Tensor, "n c t h w"]:
     """A picture moved into t frames by bilinear sampling: what stood at x - shift(x) comes to x.
 
     Shifts are (right, down) in half frame widths; what comes from outside is the edge again ('border') or 0 ('zeros').
     """
     n, t, _, h, w = shift.shape
-    here = F.affine_grid(torch.eye(2, 3, device=shift.device, dtype=shift.dtype).expand(n, 2, 3), [n, 1, h, w], align_corners=False)
-    places = (here[:, None] - shift.movedim(2, -1)).flatten(1, 2)                                       # (n, t h, w, 2)
-    return F.grid_sample(pictures, places, mode="bilinear", padding_mode=padding, align_corners=False).unflatten(2, (t, h))
+    here = F.affine_grid(
+        torch.eye(2, 3, device=shift.device, dtype=shift.dtype).expand(n, 2, 3),
+        [n, 1, h, w],
+        align_corners=False,
+    )
+    places = (here[:, None] - shift.movedim(2, -1)).flatten(1, 2)  # (n, t h, w, 2)
+    return F.grid_sample(
+        pictures, places, mode="bilinear", padding_mode=padding, align_corners=False
+    ).unflatten(2, (t, h))
 
 # %% ../../nbs/21_warped_foreground.ipynb #21w15
 class Expanded(nn.Module):
     "Few motion codes to one state a frame by transposed convolutions in time, as in the layered generator's motion stream."
+
     def __init__(self, config: Config, hidden: int):
         super().__init__()
         plan = [time for time in time_plan(config) if time != STILL]
-        self.stages = nn.Sequential(*(stage(hidden if i else config.motion, hidden, time=time) for i, time in enumerate(plan)))
+        self.stages = nn.Sequential(
+            *(
+                stage(hidden if i else config.motion, hidden, time=time)
+                for i, time in enumerate(plan)
+            )
+        )
 
     def forward(self, motion: Float[Tensor, "n k m"]) -> Float[Tensor, "n s t 1 1"]:
         "States."
@@ -40,28 +70,56 @@ class Expanded(nn.Module):
 # %% ../../nbs/21_warped_foreground.ipynb #21w18
 class Displacement(nn.Module):
     "Motion codes to the shift of every pixel: states (recurrent, or expanded from one code) that give a bounded move of the whole and a bounded, smooth field."
-    reach, bend = 1.0, 0.25                   # largest move of the whole, and of each pixel by itself, in half frame widths
+
+    reach, bend = (
+        1.0,
+        0.25,
+    )  # largest move of the whole, and of each pixel by itself, in half frame widths
 
     def __init__(self, config: Config):
         super().__init__()
-        self.size, hidden, c, stages = config.size, 4 * config.width, 2 * config.width, len(widths(config)) - 2
-        self.states = Recurrent(config, hidden) if config.motion_kind == "warp" else Expanded(config, hidden)
+        self.size, hidden, c, stages = (
+            config.size,
+            4 * config.width,
+            2 * config.width,
+            len(widths(config)) - 2,
+        )
+        self.states = (
+            Recurrent(config, hidden)
+            if config.motion_kind == "warp"
+            else Expanded(config, hidden)
+        )
         self.whole = nn.Linear(hidden, 2)
-        self.field = nn.Sequential(stage(hidden, c, space=(4, 1, 0)), *(stage(c, c, space=(4, 2, 1)) for _ in range(stages - 1)), nn.Conv3d(c, 2, (1, 3, 3), padding=(0, 1, 1)))
+        self.field = nn.Sequential(
+            stage(hidden, c, space=(4, 1, 0)),
+            *(stage(c, c, space=(4, 2, 1)) for _ in range(stages - 1)),
+            nn.Conv3d(c, 2, (1, 3, 3), padding=(0, 1, 1)),
+        )
 
     def forward(self, motion: Float[Tensor, "n k m"]) -> Float[Tensor, "n t 2 h w"]:
         "Shifts (right, down) in half frame widths."
-        with torch.autocast(motion.device.type, enabled=False):                                         # places need all their digits
-            states = self.states(motion)                                                                # (n, s, t, 1, 1)
-            whole = self.reach * torch.tanh(self.whole(states[..., 0, 0].transpose(1, 2)))[..., None, None]      # (n, t, 2, 1, 1)
-            coarse = self.bend * torch.tanh(self.field(states))                                         # (n, 2, t, h/4, w/4)
-            smooth = F.interpolate(coarse, (coarse.shape[2], self.size, self.size), mode="trilinear", align_corners=False)
+        with torch.autocast(motion.device.type, enabled=False):  # places need all their digits
+            states = self.states(motion)  # (n, s, t, 1, 1)
+            whole = (
+                self.reach
+                * torch.tanh(self.whole(states[..., 0, 0].transpose(1, 2)))[..., None, None]
+            )  # (n, t, 2, 1, 1)
+            coarse = self.bend * torch.tanh(self.field(states))  # (n, 2, t, h/4, w/4)
+            smooth = F.interpolate(
+                coarse,
+                (coarse.shape[2], self.size, self.size),
+                mode="trilinear",
+                align_corners=False,
+            )
             return whole + smooth.transpose(1, 2)
 
 # %% ../../nbs/21_warped_foreground.ipynb #21w21
 def picture_stream(latent: int, wide: list[int]) -> nn.Sequential:
     "A code (n, latent, 1, 1, 1) to features (n, c, 1, h, w) of one picture, by the stages of the layered generator's background."
-    return nn.Sequential(stage(latent, wide[0], space=(4, 1, 0)), *(stage(a, b, space=(4, 2, 1)) for a, b in zip(wide, wide[1:])))
+    return nn.Sequential(
+        stage(latent, wide[0], space=(4, 1, 0)),
+        *(stage(a, b, space=(4, 2, 1)) for a, b in zip(wide, wide[1:])),
+    )
 
 
 class WarpGenerator(nn.Module):
@@ -70,11 +128,20 @@ class WarpGenerator(nn.Module):
     Soft attention makes the mask: one number a place, which also weighs the features that the object is painted from. Any length
     with 'warp'; with 'warp_expanded', where one code is lengthened by transposed convolutions, the lengths of the layered generator.
     """
+
     def __init__(self, config: Config):
         super().__init__()
         self.config, wide = config, widths(config)
-        self.foreground, self.attention, self.paint = picture_stream(config.content, wide), nn.Conv3d(wide[-1], 1, 1), colours(wide[-1])
-        self.background = nn.Sequential(picture_stream(config.content, wide), colours(wide[-1])) if config.background_stream else None
+        self.foreground, self.attention, self.paint = (
+            picture_stream(config.content, wide),
+            nn.Conv3d(wide[-1], 1, 1),
+            colours(wide[-1]),
+        )
+        self.background = (
+            nn.Sequential(picture_stream(config.content, wide), colours(wide[-1]))
+            if config.background_stream
+            else None
+        )
         self.displacement = Displacement(config)
         initialise(self)
 
@@ -82,36 +149,86 @@ class WarpGenerator(nn.Module):
 
     def forward(self, codes: LayerCodes) -> Layers:
         "The layers of each clip; one mask, which moves with the object."
-        column = lambda x: x[..., None, None, None]
+
+        def column(x):
+            return x[..., None, None, None]
+
         features = self.foreground(column(codes.foreground))
-        attention = torch.sigmoid(self.attention(features))                                             # (n, 1, 1, h, w)
+        attention = torch.sigmoid(self.attention(features))  # (n, 1, 1, h, w)
         shift = self.displacement(codes.motion)
         foreground = warp(self.paint(attention * features)[:, :, 0].float(), shift)
         if self.background is None:
             return finished(None, foreground, [])
-        background = self.background(column(codes.foreground if self.config.shared_code else codes.background))
-        return finished(background, foreground, [warp(attention[:, :, 0].float(), shift, "zeros")])
+        background = self.background(
+            column(codes.foreground if self.config.shared_code else codes.background)
+        )
+        return finished(
+            background, foreground, [warp(attention[:, :, 0].float(), shift, "zeros")]
+        )
 
 # %% ../../nbs/21_warped_foreground.ipynb #21w24
 MOTION_KINDS = ("add", "add_recurrent", "warp", "warp_expanded")
 
-OURS = dict(shared_code=False, mask_prior="l1", mask_weight=0.1, shuffle="swap", rate_generator=8e-4, rate_critic=4e-4, average=0.999, decay=True)
+OURS = dict(
+    shared_code=False,
+    mask_prior="l1",
+    mask_weight=0.1,
+    shuffle="swap",
+    rate_generator=8e-4,
+    rate_discriminator=4e-4,
+    average=0.999,
+    decay=True,
+)
 
 CONFIGS: dict[str, Config] = {
     "paper": Config(),
-    "gpu": Config(width=32, critic_width=32, batch=32, steps=20_000, precision="bf16", **OURS),
-    "laptop": Config(size=32, content=32, width=16, critic_width=16, steps=6_000, **OURS),
-    "laptop_warp": Config(size=32, content=32, width=16, critic_width=16, steps=4_000, motion_kind="warp", **OURS),     # the weights that ship
-    "smoke": Config(size=16, length=8, content=8, motion=4, width=4, critic_width=4, batch=4, steps=3, **OURS),
+    "gpu": Config(
+        width=32, discriminator_width=32, batch=32, steps=20_000, precision="bf16", **OURS
+    ),
+    "laptop": Config(
+        size=32, content=32, width=16, discriminator_width=16, steps=6_000, **OURS
+    ),
+    "laptop_warp": Config(
+        size=32,
+        content=32,
+        width=16,
+        discriminator_width=16,
+        steps=4_000,
+        motion_kind="warp",
+        **OURS,
+    ),  # the weights that ship
+    "smoke": Config(
+        size=16,
+        length=8,
+        content=8,
+        motion=4,
+        width=4,
+        discriminator_width=4,
+        batch=4,
+        steps=3,
+        **OURS,
+    ),
 }
 
 
 def networks(config: Config) -> dict[str, nn.Module]:
-    "The networks of a configuration, untrained: 'generator', 'video_critic', 'image_critic'. ValueError for a choice that doesn't exist."
-    choices = {"motion_kind": MOTION_KINDS, "mask_prior": PRIORS, "shuffle": ("released", "swap", "global", "none")}
+    "The networks of a configuration, untrained: 'generator', 'video_discriminator', 'image_discriminator'. ValueError for a choice that doesn't exist."
+    choices = {
+        "motion_kind": MOTION_KINDS,
+        "mask_prior": PRIORS,
+        "shuffle": ("released", "swap", "global", "none"),
+    }
     for field, allowed in choices.items():
         if getattr(config, field) not in allowed:
-            raise ValueError(f"{field} is {getattr(config, field)!r}; choose one of {', '.join(allowed)}")
+            raise ValueError(
+                f"{field} is {getattr(config, field)!r}; choose one of {', '.join(allowed)}"
+            )
     motion_vectors(config, config.length)
-    generator = (WarpGenerator if config.motion_kind.startswith("warp") else LayeredGenerator)(config)
-    return {"generator": generator, "video_critic": VideoCritic(config), "image_critic": ImageCritic(config)}
+    generator = (WarpGenerator if config.motion_kind.startswith("warp") else LayeredGenerator)(
+        config
+    )
+    return {
+        "generator": generator,
+        "video_discriminator": VideoDiscriminator(config),
+        "image_discriminator": ImageDiscriminator(config),
+    }
