@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from vidcourse.sources import detect, map_member, open_npz
 
 from vidcourse.data import (
     FILES,
     Clips,
     check_frames,
     check_offsets,
-    detect,
     held_out,
     load,
     mirrored,
 )
-from vidcourse.files import map_member, open_npz
 from vidcourse.video import write
 
 try:

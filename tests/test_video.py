@@ -13,18 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from vidcourse.sources import decode, fit, in_order, read
 
 from vidcourse import video
 from vidcourse.video import (
     apng,
     as_frames,
     atomic,
-    decode,
     film_strip,
-    fit,
     grid,
-    in_order,
-    read,
     show,
     strip,
     to_float,
