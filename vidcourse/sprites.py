@@ -11,7 +11,7 @@ __all__ = ['CELL', 'FEET', 'COUNTS', 'DEEDS', 'FACES', 'ACTIONS', 'CREDIT', 'STA
            'displaced', 'steered']
 
 # %% ../nbs/01_pixel_characters.ipynb #01p04
-"Characters that walk, cast and fight, as layers of clothes, before drawn scenes: every factor, mask and position is known."
+"Characters that walk, cast and fight before drawn scenes: every factor and mask is known."
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -36,7 +36,7 @@ STAND_IN = "paper dolls drawn by the course"
 # %% ../nbs/01_pixel_characters.ipynb #01p06
 @dataclass(frozen=True)
 class Art:
-    "What characters are made of: for each garment its variants, premultiplied by alpha, and whom to thank."
+    "The variants of each garment, premultiplied by alpha, and whom to thank."
 
     layers: dict[str, UInt8[np.ndarray, "variants 9 8 64 64 4"]]
     credit: str
@@ -57,7 +57,8 @@ def sprites_file() -> Path:
     path = data_root() / FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not there; fetch it with `vidcourse data sprites`, or set VIDCOURSE_DATA to the folder that holds {FILE}"
+            f"{path} is not there; fetch it with `vidcourse data sprites`, "
+            f"or set VIDCOURSE_DATA to the folder that holds {FILE}"
         )
     return path
 
@@ -77,14 +78,14 @@ def read_art(path: Path) -> Art:
         shape = (count, len(ACTIONS), 8, CELL, CELL, 4)
         if part not in layers or layers[part].shape != shape or names != ACTIONS:
             raise ValueError(
-                f"{path} is not the file of the characters: expected `{part}` of shape {shape} and the nine action names; "
-                "delete it and fetch it again with `vidcourse data sprites`"
+                f"{path} is not the file of the characters: expected `{part}` of shape {shape} "
+                "and nine action names; delete it, then `vidcourse data sprites` fetches it anew"
             )
     return Art({part: premultiplied(layer) for part, layer in layers.items()}, CREDIT)
 
 
 def load_art(path: str | Path | None = None) -> Art:
-    "The characters' art: from `path`, else from the data folder. FileNotFoundError says how to get it."
+    "The art, from `path` or the data folder. FileNotFoundError says how to get it."
     return read_art(Path(path) if path else sprites_file())
 
 # %% ../nbs/01_pixel_characters.ipynb #01p08
@@ -143,7 +144,7 @@ def doll(part: str, colour: Sequence[int], action: int, k: int) -> UInt8[np.ndar
 # %% ../nbs/01_pixel_characters.ipynb #01p10
 @lru_cache(1)
 def paper_dolls() -> Art:
-    "A stand-in of the same layout, drawn by the course: for tests, and where the characters are not there."
+    "A stand-in of the same layout, drawn by the course, where the characters are not there."
     hues = {"body": 0.08, "bottomwear": 0.6, "topwear": 0.35, "hair": 0.0, "shoes": 0.12}
     layers = {}
     for part, count in COUNTS.items():
@@ -177,16 +178,18 @@ def over(below: UInt8[np.ndarray, "*s 4"], layer: UInt8[np.ndarray, "*s 4"]) -> 
         below[thin] = top + (below[thin] * through + 127) // 255
 
 
-def dressed(art: Art, garments: Sequence[int], action: int) -> UInt8[np.ndarray, "8 64 64 4"]:
-    "A character doing an action: its garments (one number each, in the order of COUNTS) laid over each other."
+def dressed(
+    art: Art, garments: Sequence | np.ndarray, action: int
+) -> UInt8[np.ndarray, "8 64 64 4"]:
+    "A character doing an action: its garments, in the order of COUNTS, over each other."
     page = np.zeros((8, CELL, CELL, 4), np.uint8)
     for part, variant in zip(COUNTS, garments):
         over(page, art.layers[part][variant, action])
     return page
 
 # %% ../nbs/01_pixel_characters.ipynb #01p12
-def characters(**garments: Sequence[int]) -> Int[np.ndarray, "n"]:
-    """Numbers of all characters, or of those who wear one of the given variants: `characters(hair=[8, 9])`.
+def characters(**garments: Sequence | np.ndarray | int) -> Int[np.ndarray, "n"]:
+    """Numbers of all characters, or of those who wear certain things: `characters(hair=[8, 9])`.
 
     10,290 in all. ValueError for an unknown garment or variant.
     """
@@ -204,7 +207,8 @@ def wardrobe(character: Int[np.ndarray, "*n"]) -> dict[str, Int[np.ndarray, "*n"
     "What characters wear, by their numbers. ValueError for a number that nobody has."
     if np.min(character) < 0 or np.max(character) >= np.prod(list(COUNTS.values())):
         raise ValueError(
-            f"characters are numbered 0 to {np.prod(list(COUNTS.values())) - 1}, got {np.min(character)} to {np.max(character)}"
+            f"characters are numbered 0 to {np.prod(list(COUNTS.values())) - 1}, "
+            f"got {np.min(character)} to {np.max(character)}"
         )
     return dict(zip(COUNTS, np.unravel_index(character, tuple(COUNTS.values()))))
 
@@ -219,7 +223,7 @@ MOTION = ("action", "phase", "speed", "path", "start", "controlled")
 class Factors:
     """Everything there is to know about n clips with m characters each.
 
-    Content: the garments, background and texture; motion: action, phase, speed, path, start, and who is controlled.
+    Content: the garments, background, texture. Motion: action, phase, speed, path, start.
     """
 
     body: Int[np.ndarray, "n m"]
@@ -298,7 +302,7 @@ def staging(factors: Factors, length: int) -> Staging:
 
 # %% ../nbs/01_pixel_characters.ipynb #01p15
 def swell(x: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
-    "A smooth wave of period 1 between -1 and 1, made of two parabolas: the same bytes on every machine."
+    "A smooth wave of period 1, from -1 to 1, made of parabolas: the same on every machine."
     u = 2 * (x - np.floor(x))
     v = u - np.floor(u)
     return np.where(u < 1, 4, -4) * v * (1 - v)
@@ -384,9 +388,7 @@ def palette(name: str) -> Int[np.ndarray, "9 3"]:
 PANORAMA = 256  # pixels after which a scene repeats
 
 
-def painted(
-    where: Bool[np.ndarray, "h w"], colour: Sequence[int] | Int[np.ndarray, "h w 3"]
-) -> UInt8[np.ndarray, "h w 4"]:
+def painted(where: Bool[np.ndarray, "h w"], colour: np.ndarray) -> UInt8[np.ndarray, "h w 4"]:
     "A layer: a colour (or a picture) where the mask says so, clear elsewhere."
     layer = np.zeros((*where.shape, 4), np.uint8)
     layer[..., :3] = np.clip(colour, 0, 255)
@@ -493,7 +495,7 @@ def horizon_of(stage: int) -> int:
 def scene(
     texture: Float[np.ndarray, "24"], camera: Int[np.ndarray, "t 2"], stage: int
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    "A landscape as the camera sees it: what is farther away moves less (SHARES), up and down all moves alike."
+    "A landscape as the camera sees it: what is farther away moves less (SHARES)."
     name = list(PALETTES)[int(texture[11] * len(PALETTES))]
     colours, horizon = palette(name), horizon_of(stage)
     bits = np.random.Philox(int(texture[12] * 2**53))
@@ -553,7 +555,7 @@ def backdrop(
 
 # %% ../nbs/01_pixel_characters.ipynb #01p21
 def shares(stage: int, size: int) -> Float32[np.ndarray, "size stage"]:
-    "How much of each pixel of the stage lies in each pixel of a smaller picture, in parts of a pixel of the stage / size."
+    "How much of each pixel of the stage lies in each of a smaller picture, in 1 / size."
     edge = np.arange(size)[:, None] * stage, np.arange(stage) * size
     overlap = np.minimum(edge[0] + stage, edge[1] + size) - np.maximum(edge[0], edge[1])
     return np.maximum(overlap, 0).astype(np.float32)
@@ -562,7 +564,7 @@ def shares(stage: int, size: int) -> Float32[np.ndarray, "size stage"]:
 def resized(
     frames: UInt8[np.ndarray, "t stage stage c"], size: int
 ) -> UInt8[np.ndarray, "t size size c"]:
-    "Another size: every pixel the mean of what it covers when the picture shrinks, the nearest pixel when it grows."
+    "Another size: the mean of what a pixel covers when it shrinks, the nearest when it grows."
     stage = frames.shape[1]
     if size == stage:
         return frames
@@ -571,12 +573,10 @@ def resized(
         return frames[:, nearest][:, :, nearest]
     weights, (t, _, _, c) = shares(stage, size), frames.shape
     rows = weights @ frames.reshape(t, stage, -1).astype(np.float32)
-    both = weights @ rows.reshape(t * size, stage, c)  # whole numbers below 2^24: exact
-    return (
-        np.floor(both / np.float32(stage**2) + np.float32(0.5))
-        .astype(np.uint8)
-        .reshape(t, size, size, c)
-    )
+    across = rows.reshape(t, size, stage, c).swapaxes(2, 3).reshape(-1, stage)
+    both = (across @ weights.T).reshape(t, size, c, size).swapaxes(2, 3)
+    # sums of whole numbers below 2^24: exact in any order, so the same bytes on every machine
+    return np.floor(both / np.float32(stage**2) + np.float32(0.5)).astype(np.uint8)
 
 # %% ../nbs/01_pixel_characters.ipynb #01p22
 def pasted(
@@ -600,7 +600,7 @@ def shadow() -> UInt8[np.ndarray, "7 25 4"]:
 
 
 def ink(sprite: UInt8[np.ndarray, "*s 4"], value: int) -> UInt8[np.ndarray, "*s 4"]:
-    "The sprite's outline filled with white (255: here it is seen) or black (0: here it hides others)."
+    "The sprite filled with white (255: here it is seen) or black (0: it hides others)."
     out = np.repeat(sprite[..., 3:] if value else np.zeros_like(sprite[..., 3:]), 4, -1)
     out[..., 3] = sprite[..., 3]
     return out
@@ -609,7 +609,7 @@ def ink(sprite: UInt8[np.ndarray, "*s 4"], value: int) -> UInt8[np.ndarray, "*s 
 def perform(
     art: Art, factors: Factors, play: Staging, i: int, masks: bool
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], UInt8[np.ndarray, "m t h w"] | None]:
-    "Draw clip i as large as its stage: frames, and how much of each pixel (of 255) shows each character."
+    "Draw clip i as large as its stage: frames, and how much of each pixel shows whom (0 to 255)."
     stage, scenic = factors.stage, BACKGROUNDS[factors.background[i]] == "scene"
     m, t = play.action.shape[1:]
     pages = np.full((t, stage, stage, 4), 255, np.uint8)
@@ -617,9 +617,9 @@ def perform(
     covers = np.zeros((m, t, stage, stage, 4), np.uint8) if masks else None
     worn = np.stack([getattr(factors, part)[i] for part in COUNTS], 1)
     sheets = {
-        (j, action): dressed(art, worn[j], action)
+        (j, action): dressed(art, worn[j], int(action))
         for j in range(m)
-        for action in np.unique(play.action[i, j]).tolist()
+        for action in np.unique(play.action[i, j])
     }
     for k in range(t):
         for j in np.argsort(
@@ -643,7 +643,7 @@ def render(
     art: Art | None = None,
     masks: bool = True,
 ) -> tuple[UInt8[np.ndarray, "n t size size 3"], UInt8[np.ndarray, "n m t size size"] | None]:
-    """Draw clips `size` pixels wide and high: frames and masks (the coverage, 0 to 255, of what is seen of each character).
+    """Draw clips `size` pixels wide and high: frames, and masks (0 to 255) of what is seen of each.
 
     `play` is a `Staging`, or a number of frames. ValueError for a picture without pixels.
     """
@@ -683,12 +683,15 @@ def check_options(n, actions, path, background, speed, stage, actors, known) -> 
 
 # %% ../nbs/01_pixel_characters.ipynb #01p26
 def within(
-    u: Float[np.ndarray, "n m"], way: Float[np.ndarray, "n m"], low: int, high: int
+    u: Float[np.ndarray, "n m"],
+    way: Float[np.ndarray, "n m"],
+    low: int | Int[np.ndarray, "n 1"],
+    high: int,
 ) -> Int[np.ndarray, "n m"]:
-    "Where to begin so that the whole way stays between low and high, if it can; else its middle is in the middle."
-    low, high = low - np.minimum(way, 0), high - np.maximum(way, 0)
-    inside = low + u * (high - low)
-    return np.round(np.where(high >= low, inside, (low + high) / 2)).astype(np.int64)
+    "Where to begin so that all of the way lies between low and high, or else its middle does."
+    first, last = low - np.minimum(way, 0), high - np.maximum(way, 0)
+    inside = first + u * (last - first)
+    return np.round(np.where(last >= first, inside, (first + last) / 2)).astype(np.int64)
 
 
 def starts(
@@ -697,7 +700,7 @@ def starts(
     stage: int,
     scenic: Bool[np.ndarray, "n 1"],
 ) -> Int[np.ndarray, "n m 2"]:
-    "Where the feet are in the first frame, given how far each character will get. On a stage of one cell everybody stands in the middle."
+    "Feet in the first frame, given how far each will get. A stage of one cell has one place."
     if stage == CELL:
         return np.broadcast_to(np.array(FEET), u.shape).astype(np.int64)
     x = within(u[..., 0], way[..., 0], 18, stage - 18)
@@ -709,7 +712,7 @@ def draw_factors(
     n: int,
     seed: int = 0,
     *,
-    characters: Sequence[int] | None = None,
+    characters: Sequence | np.ndarray | None = None,
     actions: Sequence[str] = ACTIONS,
     actors: int = 1,
     path: str | Sequence[str] = "stay",
@@ -720,8 +723,9 @@ def draw_factors(
 ) -> Factors:
     """Draw the factors of `n` clips at random; the same seed gives the same factors everywhere.
 
-    `characters` are numbers (default: all 10,290), `actions`, `path` and `background` choices, `speed` a range. The `stage` is
-    64 pixels of the art wide where one character stays, else 96; places are chosen so that `length` frames fit, if they can.
+    `characters` are numbers (default: all 10,290); `actions`, `path` and `background` choices;
+    `speed` is a range. The `stage` is 64 pixels of the art wide where one character stays, else
+    96; places are chosen so that `length` frames fit, if they can. ValueError for unknown ones.
     """
     path, background, actions = [
         (given,) if isinstance(given, str) else tuple(given)
@@ -791,7 +795,7 @@ class SpritesData:
         return 2 * self.play.place / self.factors.stage - 1
 
     def fields(self) -> dict[str, np.ndarray]:
-        "One array a factor for `Clips`, those of the character to control: its garments, number, cell, path, background."
+        "For `Clips`: the factors of the character to control, one array each."
         one = np.arange(len(self.factors)), self.factors.controlled
         names = (*COUNTS, "character", "cell", "path", "speed")
         return {name: getattr(self.factors, name)[one] for name in names} | {
@@ -808,7 +812,7 @@ def walking_characters(
     masks: bool = True,
     **options,
 ) -> SpritesData:
-    "`n` clips of characters; `options` go to `draw_factors`. FileNotFoundError says how to get the art."
+    "`n` clips; `options` go to `draw_factors`. FileNotFoundError says how to get the art."
     art = art or load_art()
     factors = draw_factors(n, seed, length=length, **options)
     play = staging(factors, length)
@@ -819,10 +823,14 @@ def walking_characters(
 def held_out_cells(
     contents: int, actions: int = len(ACTIONS), out: int = 48, seed: int = 0
 ) -> Bool[np.ndarray, "contents actions"]:
-    "Which cells of a grid are kept from training: `out` of them, spread evenly over rows and columns. ValueError when a row or column would be left empty."
+    """Which cells of a grid are kept from training: `out` of them, spread over rows and columns.
+
+    ValueError when a row or a column would be left without a trained cell.
+    """
     if not 0 < out <= contents * actions - max(contents, actions):
         raise ValueError(
-            f"{out} of {contents} x {actions} cells can't be held out with a trained cell left in every row and column; hold out fewer"
+            f"{out} of {contents} x {actions} cells can't be held out "
+            "with a trained one left in every row and column; hold out fewer"
         )
     bits = np.random.Philox(seed)
     columns, rows = (
@@ -834,13 +842,14 @@ def held_out_cells(
     held[rows[k % contents], columns[(k + k // contents) % actions]] = True
     if held.sum() != out or held.all(0).any() or held.all(1).any():
         raise ValueError(
-            f"{out} of {contents} x {actions} cells can't be spread so that every row and column keeps a trained one; try another number"
+            f"{out} of {contents} x {actions} cells leave a row or column without training; "
+            "try another number"
         )
     return held
 
 
 def character_grid(
-    contents: int | Sequence[int],
+    contents: int | Sequence | np.ndarray,
     length: int = 16,
     size: int = 64,
     seed: int = 0,
@@ -848,9 +857,10 @@ def character_grid(
     background: str = "black",
     **options,
 ) -> tuple[SpritesData, Int[np.ndarray, "n 2"]]:
-    """Every one of some characters doing every action, from the first pose on: clips, and the cell (content, action) of each.
+    """Every one of some characters doing every action: clips, and each one's (content, action).
 
-    `contents` is a number of characters drawn at random, or their numbers. All cells of a row have one background.
+    `contents`: how many characters, drawn at random, or their numbers. A row has one background,
+    and every clip begins with the first pose.
     """
     if isinstance(contents, int):
         everyone = uniform(np.random.Philox(seed), 0, 1, int(np.prod(list(COUNTS.values()))))
@@ -872,7 +882,10 @@ def character_grid(
 
 # %% ../nbs/01_pixel_characters.ipynb #01p31
 def displaced(play: Staging, factors: Factors, by: Float[np.ndarray, "n t 2"]) -> Staging:
-    "The same play with the character to control moved by this much in every frame (in half pictures: x right, y down): render it for the true frames."
+    """The same play with the character to control moved by this much in every frame.
+
+    In half pictures, x right and y down. Rendered, it gives the true frames of any displacement.
+    """
     one = np.arange(len(factors)), factors.controlled
     place = play.place.copy()
     place[one] += np.round(by * factors.stage / 2).astype(np.int64)
@@ -883,9 +896,10 @@ COMMANDS = ("rest", *FACES)
 
 
 def steered(factors: Factors, commands: Int[np.ndarray, "n t"]) -> Staging:
-    """A play in which the character to control does as it is told in every frame: rest, or walk left, front or right (index into COMMANDS).
+    """The character to control does as it is told in every frame: an index into COMMANDS.
 
-    It walks where it faces at the speed of its legs, stands in the pose in which spells begin, and the others do what they did.
+    It walks where it faces at the speed of its legs, and rests in the pose in which spells begin;
+    the others do what they did.
     """
     play, one = (
         staging(factors, commands.shape[1]),
