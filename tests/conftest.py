@@ -1,4 +1,4 @@
-"Every test: one torch thread, shapes in signatures enforced, real data by fixture."
+"For every test: one torch thread, shapes in signatures enforced, real data by fixture."
 
 import os
 import signal
@@ -8,9 +8,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a suite started in the background ignores ctrl-C, and so would the programs that tests interrupt
+# A suite started in the background ignores ctrl-C, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -40,7 +39,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def checked_kernels(tmp_path_factory):
-    "IPython's folder for the kernels of notebooks, with a start-up file that enforces the package's signatures there too."
+    "IPython's folder for the kernels of notebooks: it enforces the signatures there too."
     home = tmp_path_factory.mktemp("ipython")
     profile = home / "profile_default"
     (profile / "startup").mkdir(parents=True)
@@ -51,12 +50,15 @@ def checked_kernels(tmp_path_factory):
     before = os.environ.get("IPYTHONDIR")
     os.environ["IPYTHONDIR"] = str(home)
     yield home
-    os.environ.pop("IPYTHONDIR") if before is None else os.environ.update(IPYTHONDIR=before)
+    if before is None:
+        os.environ.pop("IPYTHONDIR")
+    else:
+        os.environ["IPYTHONDIR"] = before
 
 
 @pytest.fixture
 def real_data():
-    "A function from a file's name to its path in VIDCOURSE_DATA; skips the test, with the reason, where it isn't there."
+    "A function from a file's name to its path in VIDCOURSE_DATA; skips where it isn't there."
 
     def find(name: str) -> Path:
         folder = os.environ.get("VIDCOURSE_DATA")

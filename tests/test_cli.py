@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 import pytest
-from vidcourse.sources import read
 
 from vidcourse import cli
+from vidcourse.sources import read
 
 
 def command(*words, cwd=None):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vidcourse.sources import detect, map_member, open_npz
 
 from vidcourse.data import (
     FILES,
@@ -19,6 +18,7 @@ from vidcourse.data import (
     load,
     mirrored,
 )
+from vidcourse.sources import detect, map_member, open_npz
 from vidcourse.video import write
 
 try:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vidcourse.sources import decode, fit, in_order, read
 
 from vidcourse import video
+from vidcourse.sources import decode, fit, in_order, read
 from vidcourse.video import (
     apng,
     as_frames,

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from .sources import IMAGES, detect, fields, fit, in_order, read_folder
 
 from .course import data_file
 from .shapes import CONTENT, MOTION, moving_shapes
+from .sources import IMAGES, detect, fields, fit, in_order, read_folder
 from .video import atomic, describe, to_float
 
 # %% ../nbs/01_real_clips.ipynb #01008

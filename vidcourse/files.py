@@ -22,9 +22,9 @@ import numpy as np
 import pooch
 from jaxtyping import UInt8
 from tqdm import tqdm
-from .sources import fit, open_npz, read
 
 from .course import data_root
+from .sources import fit, open_npz, read
 from .video import atomic
 
 # %% ../nbs/01_outside_files.ipynb #01007
