@@ -3,11 +3,11 @@
 # %% auto #0
 __all__ = ['CELL', 'FEET', 'COUNTS', 'DEEDS', 'FACES', 'ACTIONS', 'CREDIT', 'STAND_IN', 'FILE', 'BACKGROUNDS', 'PATHS', 'CONTENT',
            'MOTION', 'STRIDE', 'PALETTES', 'DITHER', 'PANORAMA', 'SHARES', 'COMMANDS', 'COMMIT', 'HOME', 'SHEET',
-           'BEGINS', 'POSES', 'DIGESTS', 'Art', 'premultiplied', 'sprites_file', 'have_sprites', 'read_art', 'load_art',
-           'box', 'tinted', 'doll', 'paper_dolls', 'whole', 'over', 'dressed', 'characters', 'wardrobe', 'Factors',
-           'Staging', 'strides', 'staging', 'swell', 'palette', 'painted', 'sky', 'sun', 'ridge', 'clouds', 'mountains',
-           'hills', 'meadow', 'horizon_of', 'scene', 'pattern', 'backdrop', 'shares', 'resized', 'pasted', 'shadow',
-           'ink', 'perform', 'render', 'check_options', 'within', 'starts', 'draw_factors', 'SpritesData',
+           'BEGINS', 'POSES', 'DIGESTS', 'Art', 'premultiplied', 'have_sprites', 'read_art', 'load_art', 'box',
+           'tinted', 'doll', 'paper_dolls', 'whole', 'over', 'dressed', 'characters', 'wardrobe', 'Factors', 'Staging',
+           'strides', 'staging', 'swell', 'palette', 'painted', 'sky', 'sun', 'ridge', 'clouds', 'mountains', 'hills',
+           'meadow', 'horizon_of', 'scene', 'pattern', 'backdrop', 'shares', 'resized', 'pasted', 'shadow', 'ink',
+           'perform', 'render', 'check_options', 'within', 'starts', 'draw_factors', 'SpritesData',
            'walking_characters', 'held_out_cells', 'character_grid', 'displaced', 'steered', 'cut_sheet', 'read_sheet',
            'read_sheets', 'digest', 'fetch_sprites']
 
@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 from PIL import Image
 
-from .course import data_root
+from .course import DATA_SETS, data_file, data_root
 from .files import FETCHERS, download
 from .shapes import pick, uniform, wave
 from .video import atomic
@@ -58,18 +58,7 @@ def premultiplied(art: UInt8[np.ndarray, "*s 4"]) -> UInt8[np.ndarray, "*s 4"]:
     return out
 
 # %% ../nbs/01_pixel_characters.ipynb #01p07
-FILE = "lpc_sprites64.npz"
-
-
-def sprites_file() -> Path:
-    "Where the characters lie; FileNotFoundError says how to get them."
-    path = data_root() / FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there; fetch it with `vidcourse data sprites`, "
-            f"or set VIDCOURSE_DATA to the folder that holds {FILE}"
-        )
-    return path
+FILE = DATA_SETS["sprites"]
 
 
 def have_sprites() -> bool:
@@ -95,7 +84,7 @@ def read_art(path: Path) -> Art:
 
 def load_art(path: str | Path | None = None) -> Art:
     "The art, from `path` or the data folder. FileNotFoundError says how to get it."
-    return read_art(Path(path) if path else sprites_file())
+    return read_art(Path(path) if path else data_file(FILE))
 
 # %% ../nbs/01_pixel_characters.ipynb #01p08
 def box(x0: float, y0: float, x1: float, y1: float) -> Bool[np.ndarray, "64 64"]:
