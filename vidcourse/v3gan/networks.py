@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..systems import crossed
-from .masking import Layers, MaskingLayer
+from .masking import Conv3d, ConvTranspose3d, Layers, MaskingLayer
 
 # %% ../../nbs/21_three_branches.ipynb #21014
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def stage(a: int, b: int, time=STILL, space=STILL) -> nn.Sequential:
     "Spectrally normalised 3-D transposed convolution with bias, batch normalisation, ReLU; (kernel, stride, padding) for time and for space."
     kernel, stride, padding = ((t, s, s) for t, s in zip(time, space))
     return nn.Sequential(
-        spectral_norm(nn.ConvTranspose3d(a, b, kernel, stride, padding)),
+        spectral_norm(ConvTranspose3d(a, b, kernel, stride, padding)),
         nn.BatchNorm3d(b),
         nn.ReLU(True),
     )
@@ -194,7 +194,7 @@ def stage(a: int, b: int, time=STILL, space=STILL) -> nn.Sequential:
 
 def colours(a: int) -> nn.Sequential:
     "Features to pictures in [-1, 1]: an ordinary (1, 3, 3) convolution and tanh."
-    return nn.Sequential(nn.Conv3d(a, 3, (1, 3, 3), padding=(0, 1, 1)), nn.Tanh())
+    return nn.Sequential(Conv3d(a, 3, (1, 3, 3), padding=(0, 1, 1)), nn.Tanh())
 
 
 def count(module: nn.Module) -> int:
@@ -261,7 +261,7 @@ class Block(nn.Module):
 def initialise(network: nn.Module) -> nn.Module:
     "Ordinary convolutions from N(0, 0.02), gains of batch normalisation from N(1, 0.02); transposed convolutions keep PyTorch's start (released code)."
     for layer in network.modules():
-        if type(layer) in (nn.Conv2d, nn.Conv3d):
+        if type(layer) in (nn.Conv2d, Conv3d):
             nn.init.normal_(layer.weight, 0, 0.02)
         elif isinstance(layer, (nn.BatchNorm2d, nn.BatchNorm3d)):
             nn.init.normal_(layer.weight, 1, 0.02)
@@ -412,11 +412,11 @@ class VideoDiscriminator(nn.Module):
         wide, layers = [3] + [config.discriminator_width * 2**k for k in range(halvings)], []
         for a, b in zip(wide, wide[1:]):
             layers += discriminator_layer(
-                nn.Conv3d(a, b, (1, 4, 4), (1, 2, 2), (0, 1, 1))
-            ) + discriminator_layer(nn.Conv3d(b, b, (4, 1, 1)))
+                Conv3d(a, b, (1, 4, 4), (1, 2, 2), (0, 1, 1))
+            ) + discriminator_layer(Conv3d(b, b, (4, 1, 1)))
         layers += (
-            discriminator_layer(nn.Conv3d(wide[-1], wide[-1], (1, 4, 4)))
-            + discriminator_layer(nn.Conv3d(wide[-1], 1, (left, 1, 1)))[:1]
+            discriminator_layer(Conv3d(wide[-1], wide[-1], (1, 4, 4)))
+            + discriminator_layer(Conv3d(wide[-1], 1, (left, 1, 1)))[:1]
         )
         self.layers = nn.Sequential(*layers)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .masking import PRIORS, Layers
+from .masking import PRIORS, Conv3d, Layers
 from vidcourse.v3gan.networks import (
     STILL,
     Config,
@@ -93,7 +93,7 @@ class Displacement(nn.Module):
         self.field = nn.Sequential(
             stage(hidden, c, space=(4, 1, 0)),
             *(stage(c, c, space=(4, 2, 1)) for _ in range(stages - 1)),
-            nn.Conv3d(c, 2, (1, 3, 3), padding=(0, 1, 1)),
+            Conv3d(c, 2, (1, 3, 3), padding=(0, 1, 1)),
         )
 
     def forward(self, motion: Float[Tensor, "n k m"]) -> Float[Tensor, "n t 2 h w"]:
@@ -134,7 +134,7 @@ class WarpGenerator(nn.Module):
         self.config, wide = config, widths(config)
         self.foreground, self.attention, self.paint = (
             picture_stream(config.content, wide),
-            nn.Conv3d(wide[-1], 1, 1),
+            Conv3d(wide[-1], 1, 1),
             colours(wide[-1]),
         )
         self.background = (
