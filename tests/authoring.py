@@ -1,6 +1,7 @@
-"""For authors: `export` writes vidcourse/ and README.md from nbs/, `outputs` runs notebooks and keeps their outputs, `pictures` redraws nbs/images.
+"""For authors: `export` formats the notebooks and writes vidcourse/ and README.md from them,
+`outputs` runs notebooks and keeps their outputs, `pictures` redraws nbs/images.
 
-Use it by `make export`, `make outputs NOTEBOOKS="12_mocogan" PROFILE=laptop` and `make pictures`.
+Use it by `make export`, `make outputs NOTEBOOKS="12_mocogan" PROFILE=laptop`, `make pictures`.
 """
 
 import argparse
@@ -10,6 +11,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -18,44 +22,142 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 
 
-# What must not be stored -------------------------------------------------------------------------------------------------------------
+# The formatter and the linter -----------------------------------------------------------------
+
+FENCE = re.compile(r"(?<=^```python\n)(.*?)(?=^```$)", re.DOTALL | re.MULTILINE)
+
+
+def ruff(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
+    "Run ruff in a folder by the settings of this project."
+    settings = str(ROOT / "pyproject.toml")
+    return subprocess.run(
+        [sys.executable, "-m", "ruff", *arguments, "--no-cache", "--config", settings],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def fences(book: nbformat.NotebookNode) -> list[str]:
+    "The Python between ```python and ``` in the markdown of a notebook: folded solutions."
+    pages = (cell.source for cell in book.cells if cell.cell_type == "markdown")
+    return [code for page in pages for code in FENCE.findall(page)]
+
+
+def with_fences(book: nbformat.NotebookNode, codes: list[str]) -> None:
+    "Put other code, in the same order, between the fences of a notebook."
+    new = iter(codes)
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FENCE.sub(lambda match: next(new), cell.source)
+
+
+@contextmanager
+def fences_as_notebooks(nbs: Path = NBS) -> Iterator[Path]:
+    """A temporary folder `nbs` in which each notebook holds the fenced code of its namesake.
+
+    So ruff formats and checks a folded solution by the rules for a cell.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home) / "nbs"
+        folder.mkdir()
+        for path in sorted(nbs.glob("*.ipynb")):
+            codes = fences(nbformat.read(path, 4))
+            book = nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}})
+            book.cells = [nbformat.v4.new_code_cell(code.rstrip("\n")) for code in codes]
+            nbformat.write(book, folder / path.name)
+        yield folder
+
+
+def format_fences(nbs: Path = NBS) -> None:
+    "Format the fenced code of notebooks in place."
+    with fences_as_notebooks(nbs) as folder:
+        done = ruff("format", "--quiet", folder=folder.parent)
+        if done.returncode:
+            sys.exit(f"{done.stderr}(in code between ```python and ``` of markdown cells)")
+        for path in sorted(folder.iterdir()):
+            book = nbformat.read(nbs / path.name, 4)
+            codes = [cell.source + "\n" for cell in nbformat.read(path, 4).cells]
+            if codes != fences(book):
+                with_fences(book, codes)
+                nbformat.write(book, nbs / path.name)
+
+
+def format_code() -> None:
+    "Format notebooks, their fenced code, tests and scripts in place; mend what is safe to mend."
+    for command in (("check", "--fix-only", "--quiet"), ("format", "--quiet")):
+        done = ruff(*command)
+        if done.returncode:
+            sys.exit(done.stderr)
+    format_fences()
+
+
+def by_file(said: str) -> dict[str, list[str]]:
+    "Lines like `nbs/00_video.ipynb:cell 3:1:2: what is wrong`, by file."
+    found = defaultdict(list)
+    for line in said.splitlines():
+        if match := re.match(r"(\S+\.(?:py|ipynb)):", line):
+            found[match[1]].append(line)
+    return dict(found)
+
+
+def told(*arguments: str, nbs: Path) -> dict[str, list[str]]:
+    "What a ruff command says of all code, by file; fenced code counts as its notebook's."
+    said = ruff(*arguments, "--output-format=concise").stdout
+    with fences_as_notebooks(nbs) as folder:
+        fenced = ruff(*arguments, "--output-format=concise", folder=folder.parent).stdout
+    return by_file(said + fenced.replace(".ipynb:cell", ".ipynb:fenced code"))
+
+
+def unformatted(nbs: Path = NBS) -> list[str]:
+    "Files, and notebooks with fenced code, that `format_code` would change or can't read."
+    return sorted(told("format", "--check", nbs=nbs))
+
+
+def complaints(nbs: Path = NBS) -> dict[str, list[str]]:
+    "What `ruff check` says, by file."
+    return told("check", nbs=nbs)
+
+
+# What must not be stored ----------------------------------------------------------------------
 
 
 def private() -> dict[str, str]:
-    "Absolute paths that say something about the author's machine, and what stands for each in a stored output."
-    data = os.environ.get("VIDCOURSE_DATA")
-    paths = {str(ROOT): ".", str(Path.home()): "~", sys.prefix: "ENV"} | (
-        {str(Path(data).resolve()): "DATA"} if data else {}
-    )
-    return {
-        path: short
-        for path, short in sorted(paths.items(), key=lambda item: -len(item[0]))
-        if len(path) > 3
-    }
+    "Absolute paths that tell of the author's machine, and what stands for each in an output."
+    paths = {str(ROOT): ".", str(Path.home()): "~", sys.prefix: "ENV"}
+    if data := os.environ.get("VIDCOURSE_DATA"):
+        paths[str(Path(data).resolve())] = "DATA"
+    longest_first = sorted(paths.items(), key=lambda item: -len(item[0]))
+    return {path: short for path, short in longest_first if len(path) > 3}
+
+
+def anonymous(text: str, paths: dict[str, str]) -> str:
+    "A text without absolute paths: neither those of `private` nor a kernel's temporary folders."
+    temporary = re.escape(tempfile.gettempdir()) + r"/tmp\w+/(work/)?"
+    text = re.sub(temporary, ".../", text)
+    for path, short in paths.items():
+        text = text.replace(path, short)
+    return text
 
 
 def cleaned(outputs: list, paths: dict[str, str]) -> tuple[list, str]:
-    "Outputs as they may be stored: streams joined, no live widgets, no stderr, no absolute paths; and what stderr said."
+    """Outputs as they may be stored, and what stderr said.
+
+    Streams are joined; live widgets, stderr and absolute paths are left out.
+    """
     kept, complaints = [], ""
-    temporary = re.compile(
-        re.escape(tempfile.gettempdir()) + r"/tmp\w+/(work/)?"
-    )  # the folder that a kernel works in, and the ones it makes
-    for output in outputs:
-        output = nbformat.from_dict(output)
+    for output in map(nbformat.from_dict, outputs):
         if output.output_type == "stream" and output.name == "stderr":
             complaints += output.text
             continue
-        for holder, key in [(output, "text")] + [
-            (output.get("data", {}), kind)
-            for kind in ("text/plain", "text/html", "text/markdown")
-        ]:
-            if key in holder:
-                holder[key] = temporary.sub(".../", holder[key])
-                for path, short in paths.items():
-                    holder[key] = holder[key].replace(path, short)
+        if "text" in output:
+            output.text = anonymous(output.text, paths)
+        data = output.get("data", {})
+        for kind in {"text/plain", "text/html", "text/markdown"} & set(data):
+            data[kind] = anonymous(data[kind], paths)
         if "execution_count" in output:
             output.execution_count = None
-        if kept and output.output_type == "stream" and kept[-1].output_type == "stream":
+        if kept and kept[-1].output_type == output.output_type == "stream":
             kept[-1].text += output.text
         else:
             kept.append(output)
@@ -63,7 +165,7 @@ def cleaned(outputs: list, paths: dict[str, str]) -> tuple[list, str]:
 
 
 def store(name: str, profile: str) -> None:
-    "Run a notebook and keep its outputs in nbs/, cleaned. A failing notebook leaves nbs/ as it was."
+    "Run a notebook and keep its outputs in nbs/. A failing notebook leaves nbs/ as it was."
     from vidcourse.runner import execute, find_notebooks, still
 
     (path,) = find_notebooks([name], NBS)
@@ -73,25 +175,22 @@ def store(name: str, profile: str) -> None:
             sys.exit(f"{path.stem} failed, nothing was stored\n{outcome.traceback}")
         ran = still(nbformat.read(Path(out) / path.name, 4))
     book, paths = nbformat.read(path, 4), private()
-    cells = [
-        cell for cell in ran.cells if "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
-    assert [cell.source for cell in cells] == [cell.source for cell in book.cells], (
-        "the notebook was edited while it ran"
-    )
+    injected = "injected-parameters"
+    cells = [cell for cell in ran.cells if injected not in cell.metadata.get("tags", [])]
+    if [cell.source for cell in cells] != [cell.source for cell in book.cells]:
+        sys.exit(f"{path.stem} was edited while it ran, nothing was stored")
     for cell, new in zip(book.cells, cells):
         if cell.cell_type == "code":
-            cell.outputs, complaints = cleaned(new.outputs, paths)
+            cell.outputs, said = cleaned(new.outputs, paths)
             cell.execution_count = None
-            if complaints:
-                print(
-                    f"{path.stem}: left out of the outputs, since it went to stderr:\n{complaints.strip()[:400]}"
-                )
+            if said:
+                print(f"{path.stem}: on stderr, so not stored:\n{said.strip()[:400]}")
     nbformat.write(book, path)
-    print(f"{path.stem}: {outcome.minutes:.1f} min, stored, {path.stat().st_size // 1024} kB")
+    size = path.stat().st_size // 1024
+    print(f"{path.stem}: {outcome.minutes:.1f} min, stored, {size} kB")
 
 
-# README and package ------------------------------------------------------------------------------------------------------------------
+# README and package ---------------------------------------------------------------------------
 
 
 def readme(index: Path = NBS / "index.ipynb") -> str:
@@ -105,88 +204,104 @@ def readme(index: Path = NBS / "index.ipynb") -> str:
 
     text = re.sub(r"(\]\()([^)\s]+)(\))", lambda m: m[1] + home(m[2]) + m[3], text)
     text = re.sub(r'((?:src|href)=")([^"]+)(")', lambda m: m[1] + home(m[2]) + m[3], text)
-    return (
-        "<!-- Made from nbs/index.ipynb by `make export`. Edit that. -->\n"
-        + text.strip()
-        + "\n"
-    )
+    notice = "<!-- Made from nbs/index.ipynb by `make export`. Edit that. -->"
+    return f"{notice}\n{text.strip()}\n"
 
 
 def export() -> None:
-    "Clean the notebooks, write the package and README.md."
+    "Format and clean the notebooks, write the package and README.md, say what ruff refuses."
+    format_code()
     scripts = Path(sys.executable).parent
-    with (
-        tempfile.TemporaryDirectory() as home
-    ):  # nbdev_clean signs notebooks in Jupyter's data folder
+    # nbdev_clean signs notebooks in Jupyter's data folder: not in the author's
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {"JUPYTER_DATA_DIR": home}
         for command in ("nbdev_clean", "nbdev_export"):
-            subprocess.run(
-                [scripts / command],
-                cwd=ROOT,
-                check=True,
-                env=os.environ | {"JUPYTER_DATA_DIR": home},
-            )
+            subprocess.run([scripts / command], cwd=ROOT, check=True, env=environment)
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+    for path, lines in complaints().items():
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        print(f"mend by hand: {lines[0].removeprefix(path + ':')}{more} in {path}")
 
 
-# Pictures of the front page ----------------------------------------------------------------------------------------------------------
+# Pictures of the front page -------------------------------------------------------------------
+
+
+def enlarged(frames, scale: int):
+    "Frames (... h w c) with every pixel a square of `scale` by `scale`."
+    return frames.repeat(scale, -3).repeat(scale, -2)
+
+
+def save_moving(name: str, clips, columns: int) -> None:
+    "Save uint8 clips (n t h w c) as a moving picture of the front page."
+    from vidcourse.video import apng, grid
+
+    (NBS / "images" / f"{name}.png").write_bytes(apng(enlarged(grid(clips, columns), 2), 8))
+
+
+def picture_mocogan(name: str, rows: int) -> None:
+    "Rows of one content each, columns of one motion each; and a still strip of the first row."
+    import torch
+
+    from vidcourse.mocogan import code_grid, load_pretrained
+    from vidcourse.video import to_uint8, write
+
+    model, rng = load_pretrained(name), torch.Generator().manual_seed(4)
+    net, columns = model.networks["generator"], 2 * model.config.categories
+    contents = net.draw(rows, rng=rng)
+    wanted = torch.arange(columns) % model.config.categories
+    motions = net.draw(columns, category=wanted, rng=rng)
+    clips = to_uint8(model.decode(code_grid(contents, motions)).clamp(-1, 1))
+    save_moving(f"mocogan_{name}", clips, columns)
+    write(NBS / "images" / f"mocogan_{name}_strip.png", enlarged(clips[:4], 2))
+
+
+def picture_v3gan() -> None:
+    "Background, foreground, mask and composite of four clips, side by side."
+    import torch
+
+    from vidcourse import v3gan
+    from vidcourse.video import to_uint8
+
+    model = v3gan.load_pretrained("shapes", 0)
+    layers = model.sample_layers(4, rng=torch.Generator().manual_seed(2))
+    still = layers.background.expand_as(layers.foreground)
+    grey = (2 * layers.mask - 1).expand_as(layers.foreground)
+    panes = torch.stack([still, layers.foreground, grey, layers.video], dim=1)
+    save_moving("v3gan_shapes", to_uint8(panes.flatten(0, 1).clamp(-1, 1)), 8)
+
+
+def picture_navs() -> None:
+    "Above, the true clips of cells that were held out; below, what exchanged codes make of them."
+    import torch
+
+    from vidcourse import navs
+    from vidcourse.navs.model import first_frames
+    from vidcourse.video import to_float, to_uint8
+
+    model = navs.load_pretrained("shapes", 0)
+    config = model.config
+    clips, cells = navs.shapes_grid(
+        config.statics, config.transients, config.size, config.length
+    )
+    held = torch.ones(config.statics, config.transients, dtype=torch.bool)
+    held[tuple(model.codes.pairs.T)] = False  # the trained cells are part of the weights
+    asked = torch.where(held[tuple(cells.T)])[0][::4]
+    true = to_float(first_frames(clips, config)[asked])
+    made = model.exchange(*cells[asked].T)
+    save_moving("navs_shapes", to_uint8(torch.cat([true, made]).clamp(-1, 1)), len(asked))
 
 
 def pictures() -> None:
     "Redraw the pictures of the front page from the shipped weights and from the drawn clips."
-    import torch
-
-    from vidcourse import navs, v3gan
-    from vidcourse.mocogan import code_grid, load_pretrained
-    from vidcourse.navs.model import first_frames
     from vidcourse.shapes import moving_shapes
-    from vidcourse.video import apng, grid, to_float, to_uint8, write
 
-    images = NBS / "images"
-    images.mkdir(exist_ok=True)
-
-    def large(frames, scale):
-        return frames.repeat(scale, -3).repeat(scale, -2)
-
-    def moving(name: str, clips, columns: int, scale: int = 2) -> None:
-        (images / f"{name}.png").write_bytes(apng(large(grid(clips, columns), scale), 8))
-
-    moving("shapes", moving_shapes(16, size=32, seed=3).frames, 8)
-    for name, rows in (("shapes", 3), ("weizmann", 2)):
-        model = load_pretrained(name)
-        net, g, kinds = (
-            model.networks["generator"],
-            torch.Generator().manual_seed(4),
-            model.config.categories,
-        )
-        contents, motions = (
-            net.draw(rows, rng=g),
-            net.draw(2 * kinds, category=torch.arange(2 * kinds) % kinds, rng=g),
-        )
-        clips = to_uint8(model.decode(code_grid(contents, motions)).clamp(-1, 1))
-        moving(f"mocogan_{name}", clips, 2 * kinds)
-        write(images / f"mocogan_{name}_strip.png", large(clips[:4], 2))
-    layers = v3gan.load_pretrained("shapes", 0).sample_layers(
-        4, rng=torch.Generator().manual_seed(2)
-    )
-    still, grey = (
-        layers.background.expand_as(layers.foreground),
-        (2 * layers.mask - 1).expand_as(layers.foreground),
-    )
-    panes = torch.stack([still, layers.foreground, grey, layers.video], dim=1).flatten(0, 1)
-    moving("v3gan_shapes", to_uint8(panes.clamp(-1, 1)), 8)
-    star = navs.load_pretrained("shapes", 0)
-    size = star.config
-    clips, cells = navs.shapes_grid(size.statics, size.transients, size.size, size.length)
-    held = torch.ones(size.statics, size.transients, dtype=torch.bool)
-    held[tuple(star.codes.pairs.T)] = False  # the trained cells are part of the weights
-    asked = torch.where(held[tuple(cells.T)])[0][::4]
-    true = to_float(first_frames(clips, size)[asked])
-    moving(
-        "navs_shapes",
-        to_uint8(torch.cat([true, star.exchange(*cells[asked].T)]).clamp(-1, 1)),
-        len(asked),
-    )
-    for path in sorted(images.glob("*.png")):
+    (NBS / "images").mkdir(exist_ok=True)
+    save_moving("shapes", moving_shapes(16, size=32, seed=3).frames, 8)
+    picture_mocogan("shapes", 3)
+    picture_mocogan("weizmann", 2)
+    picture_v3gan()
+    picture_navs()
+    for path in sorted((NBS / "images").glob("*.png")):
         print(path.relative_to(ROOT), path.stat().st_size // 1024, "kB")
 
 

@@ -1,4 +1,4 @@
-"Every test: one torch thread, shapes in signatures enforced, real data by fixture."
+"For every test: one torch thread, shapes in signatures enforced, real data by fixture."
 
 import os
 import signal
@@ -8,9 +8,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a suite started in the background ignores ctrl-C, and so would the programs that tests interrupt
+# A suite started in the background ignores ctrl-C, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,10 +24,12 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 STARTUP = f"""
-import sys
+import os, sys
 sys.path.append({str(Path(__file__).parent)!r})
+if os.environ.get("VIDCOURSE_DEVICE") == "pretend":
+    __import__("pretend").install()
 __import__("signatures").install()
-del sys
+del os, sys
 """
 
 
@@ -40,7 +41,10 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def checked_kernels(tmp_path_factory):
-    "IPython's folder for the kernels of notebooks, with a start-up file that enforces the package's signatures there too."
+    """IPython's folder for the kernels of notebooks.
+
+    They enforce the package's signatures, and have the device "pretend" when VIDCOURSE_DEVICE asks.
+    """
     home = tmp_path_factory.mktemp("ipython")
     profile = home / "profile_default"
     (profile / "startup").mkdir(parents=True)
@@ -51,12 +55,15 @@ def checked_kernels(tmp_path_factory):
     before = os.environ.get("IPYTHONDIR")
     os.environ["IPYTHONDIR"] = str(home)
     yield home
-    os.environ.pop("IPYTHONDIR") if before is None else os.environ.update(IPYTHONDIR=before)
+    if before is None:
+        os.environ.pop("IPYTHONDIR")
+    else:
+        os.environ["IPYTHONDIR"] = before
 
 
 @pytest.fixture
 def real_data():
-    "A function from a file's name to its path in VIDCOURSE_DATA; skips the test, with the reason, where it isn't there."
+    "A function from a file's name to its path in VIDCOURSE_DATA; skips where it isn't there."
 
     def find(name: str) -> Path:
         folder = os.environ.get("VIDCOURSE_DATA")
@@ -68,3 +75,15 @@ def real_data():
         return path
 
     return find
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    "The longest modules, as a question to their authors: is one of them two ideas?"
+    lengths = {
+        path.relative_to(ROOT / "vidcourse").as_posix(): len(path.read_text().splitlines())
+        for path in (ROOT / "vidcourse").rglob("*.py")
+        if path.name != "_modidx.py"
+    }
+    longest = sorted(lengths, key=lengths.get, reverse=True)[:6]
+    told = ", ".join(f"{name} {lengths[name]}" for name in longest)
+    terminalreporter.write_line(f"lines of the longest modules: {told}")

@@ -1,7 +1,11 @@
-"""Enforces the shapes in the package's signatures while tests run: `install()` before the first import of vidcourse.
+"""Enforces the shapes in the package's signatures while tests run.
 
-A function that is handed an array its signature forbids must refuse it. So the check comes after the call: an error that the function raises itself (a bad-input test, an example
-in a notebook) passes through, a call that *succeeds* with a forbidden array is a `SignatureError`, and so is a result of the wrong shape. Only arrays are checked; numbers and lists are converted freely.
+Call `install()` before the first import of vidcourse.
+
+A function that is handed an array its signature forbids must refuse it. So the check comes after
+the call: an error that the function raises itself (a bad-input test, an example in a notebook)
+passes through; a call that *succeeds* with a forbidden array is a `SignatureError`, and so is a
+result of the wrong shape. Only arrays are checked; numbers and lists are converted freely.
 """
 
 import ast
@@ -23,68 +27,63 @@ class SignatureError(AssertionError):
 
 def fits(value, hint) -> bool:
     "Is a value, as far as it is an array or a tuple of arrays, what the hint says?"
-    if (
-        isinstance(value, tuple)
-        and typing.get_origin(hint) is tuple
-        and Ellipsis not in typing.get_args(hint)
-    ):
-        return all(map(fits, value, typing.get_args(hint)))
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, tuple) and origin is tuple and Ellipsis not in options:
+        return all(map(fits, value, options))
     if hint is typing.Any or not isinstance(value, (np.ndarray, torch.Tensor)):
         return True
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(fits(value, option) for option in typing.get_args(hint))
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in options)
     if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
         return not isinstance(hint, types.GenericAlias)
+    if hint in (int, float):
+        return value.ndim == 0
     try:
-        return isinstance(value, hint) or hint in (int, float) and value.ndim == 0
-    except (
-        jaxtyping.AnnotationError
-    ):  # an axis like n+1 before n is known: nothing to compare with
-        return True
+        return isinstance(value, hint)
+    except jaxtyping.AnnotationError:
+        return True  # an axis like n+1 before n is known: nothing to compare with
+
+
+def tell(value) -> str:
+    "An array's type and shape; of anything else its first 200 characters."
+    if hasattr(value, "shape"):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return str(value)[:200]
 
 
 def enforced(function):
     "The function with its signature enforced."
-    hints = {
-        name: hint
-        for name, hint in getattr(function, "__annotations__", {}).items()
-        if not isinstance(hint, str)
-    }
+    annotations = getattr(function, "__annotations__", {})
+    hints = {name: hint for name, hint in annotations.items() if not isinstance(hint, str)}
+    if not hints:
+        return function
     signature = inspect.signature(function)
-    plain = {
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    checked = {
         name
         for name, parameter in signature.parameters.items()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name in hints and parameter.kind not in variable
     }
+    name = f"{function.__module__}.{function.__qualname__}"
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
-        wrong = [
-            name
-            for name, value in given.items()
-            if name in hints and name in plain and not fits(value, hints[name])
-        ]
+        # before the call, so that axes get their sizes from the arguments
+        wrong = [key for key in given if key in checked and not fits(given[key], hints[key])]
         result = function(*args, **kwargs)
-
-        def tell(value):
-            return (
-                f"{value.dtype} {tuple(value.shape)}"
-                if hasattr(value, "shape")
-                else str(value)[:200]
-            )
-
         if wrong:
+            key = wrong[0]
             raise SignatureError(
-                f"{function.__module__}.{function.__qualname__} accepted {wrong[0]} = {tell(given[wrong[0]])}, its signature says {hints[wrong[0]]}"
+                f"{name} accepted {key} = {tell(given[key])}, its signature says {hints[key]}"
             )
         if not fits(result, hints.get("return", typing.Any)):
             raise SignatureError(
-                f"{function.__module__}.{function.__qualname__} returned {tell(result)}, its signature says {hints['return']}"
+                f"{name} returned {tell(result)}, its signature says {hints['return']}"
             )
         return result
 
-    return jaxtyping.jaxtyped(wrapper, typechecker=None) if hints else function
+    return jaxtyping.jaxtyped(wrapper, typechecker=None)
 
 
 class Loader(importlib.machinery.SourceFileLoader):
@@ -95,22 +94,11 @@ class Loader(importlib.machinery.SourceFileLoader):
         tree = ast.parse(self.get_data(path), path)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                node.decorator_list.append(
-                    ast.copy_location(
-                        ast.Attribute(
-                            ast.Name("signatures_in_tests", ast.Load()), "enforced", ast.Load()
-                        ),
-                        node,
-                    )
-                )
-        at = (
-            1
-            if tree.body
-            and isinstance(tree.body[0], ast.Expr)
-            and isinstance(tree.body[0].value, ast.Constant)
-            else 0
-        )
-        tree.body.insert(at, ast.Import([ast.alias("signatures", "signatures_in_tests")]))
+                decorator = ast.parse("signatures_in_tests.enforced", mode="eval").body
+                node.decorator_list.append(ast.copy_location(decorator, node))
+        described = ast.get_docstring(tree) is not None
+        line = ast.Import([ast.alias("signatures", "signatures_in_tests")])
+        tree.body.insert(1 if described else 0, line)
         return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
 
 
@@ -129,7 +117,6 @@ class Finder:
 
 def install() -> None:
     "From now on, modules of vidcourse are imported with their signatures enforced."
-    assert not any(name.split(".")[0] == "vidcourse" for name in sys.modules), (
-        "vidcourse was imported before its signatures could be enforced"
-    )
+    if any(name.split(".")[0] == "vidcourse" for name in sys.modules):
+        raise ImportError("vidcourse was imported before its signatures could be enforced")
     sys.meta_path.insert(0, Finder)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vidcourse import cli
-from vidcourse.video import read
+from vidcourse.sources import read
 
 
 def command(*words, cwd=None):

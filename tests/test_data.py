@@ -14,12 +14,11 @@ from vidcourse.data import (
     Clips,
     check_frames,
     check_offsets,
-    detect,
     held_out,
     load,
     mirrored,
 )
-from vidcourse.files import map_member, open_npz
+from vidcourse.sources import detect, map_member, open_npz
 from vidcourse.video import write
 
 try:

@@ -1,4 +1,4 @@
-"The package is what the notebooks say, the notebooks are clean, and the files that repeat each other agree."
+"The files of the project agree with one another, and what is stored in them may be published."
 
 import ast
 import base64
@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import authoring
+import nbformat
 import pytest
 
 import vidcourse
@@ -29,16 +31,33 @@ BOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 PACKAGE = sorted((ROOT / "vidcourse").rglob("*.py"))
 
 
+def cells(path: Path, kind: str = "code") -> list[str]:
+    "The sources of a notebook's cells of one kind."
+    book = json.loads(path.read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == kind]
+
+
+def imports(tree: ast.AST) -> set[str]:
+    "The modules that a piece of code imports, as it writes them."
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+# The package is what the notebooks export -----------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "A copy of what nbdev needs."
     copy = tmp_path_factory.mktemp("project")
+    left_out = shutil.ignore_patterns("__pycache__", "weights", ".ipynb_checkpoints")
     for name in ("nbs", "vidcourse"):
-        shutil.copytree(
-            ROOT / name,
-            copy / name,
-            ignore=shutil.ignore_patterns("__pycache__", "weights", ".ipynb_checkpoints"),
-        )
+        shutil.copytree(ROOT / name, copy / name, ignore=left_out)
     for name in ("settings.ini", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
     return copy
@@ -57,20 +76,19 @@ def nbdev(command: str, folder: Path) -> None:
 
 def test_package_equals_notebooks(project):
     nbdev("nbdev_export", project)
+    here = {path.relative_to(ROOT) for path in PACKAGE}
+    there = {path.relative_to(project) for path in (project / "vidcourse").rglob("*.py")}
+    assert here == there, f"run make export: {here ^ there}"
     different = [
-        str(path.relative_to(ROOT))
-        for path in PACKAGE
-        if not filecmp.cmp(path, project / path.relative_to(ROOT), shallow=False)
+        str(path)
+        for path in sorted(here)
+        if not filecmp.cmp(ROOT / path, project / path, shallow=False)
     ]
-    extra = {path.relative_to(project) for path in (project / "vidcourse").rglob("*.py")} - {
-        path.relative_to(ROOT) for path in PACKAGE
-    }
-    assert not different and not extra, f"run make export: {different} {extra}"
-    settings = (project / "settings.ini").read_text(), (project / "pyproject.toml").read_text()
-    assert settings == (
-        (ROOT / "settings.ini").read_text(),
-        (ROOT / "pyproject.toml").read_text(),
-    ), "nbdev rewrites these files; keep them as it writes them"
+    assert not different, f"run make export: {different}"
+    for name in ("settings.ini", "pyproject.toml"):
+        assert (project / name).read_text() == (ROOT / name).read_text(), (
+            f"nbdev rewrites {name}; keep it as it writes it"
+        )
 
 
 def test_cleaning_changes_nothing(project):
@@ -83,172 +101,190 @@ def test_cleaning_changes_nothing(project):
     assert not dirty, f"run make export: {dirty}"
 
 
+def test_no_nbdev_at_run_time():
+    for path in PACKAGE:
+        top = {name.split(".")[0] for name in imports(ast.parse(path.read_text("utf-8")))}
+        assert not top & {"nbdev", "fastcore", "execnb"}, path
+
+
+def test_every_public_function_is_described():
+    bare = []
+    for path in PACKAGE:
+        if path.name == "_modidx.py":
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            described = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            if described and not node.name.startswith("_") and not ast.get_docstring(node):
+                bare.append(f"{path.name}: {node.name}")
+    # Clips takes over the docstring of its base
+    assert set(bare) <= {"data.py: Clips"}, "without a docstring"
+
+
+def test_runner_and_command_import_nothing_heavy():
+    heavy = ("torch", "numpy", "matplotlib", "papermill", "nbconvert")
+    code = (
+        "import sys, vidcourse.runner, vidcourse.cli; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+# Code as the formatter leaves it, and as the linter accepts it --------------------------------
+
+# Files whose long lines are still to be split. The set only shrinks.
+NOT_YET = {
+    "data_scripts/weizmann.py",
+    *(f"nbs/{path.name}" for path in BOOKS),
+    *(f"tests/{path.name}" for path in Path(__file__).parent.glob("test_*.py")),
+}
+
+
+def test_code_is_formatted():
+    assert authoring.unformatted() == [], "run make export"
+
+
+def test_the_linter_accepts_the_code():
+    found = authoring.complaints()
+    lines = [line for path in sorted(set(found) - NOT_YET) for line in found[path]]
+    assert not lines, "mend by hand:\n" + "\n".join(lines)
+
+
+def test_formatter_and_linter_reach_folded_solutions(tmp_path):
+    def fold(code):
+        text = f"<details><summary>Solution</summary>\n\n```python\n{code}\n```\n</details>"
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        nbformat.write(book, tmp_path / "solved.ipynb")
+
+    fold("def answer( x ):\n    keep = lambda: x\n    return keep")
+    assert authoring.unformatted(tmp_path) == ["nbs/solved.ipynb"]
+    (first, *_) = authoring.complaints(tmp_path)["nbs/solved.ipynb"]
+    assert "fenced code 1" in first and "E731" in first
+
+    authoring.format_fences(tmp_path)
+    (page,) = cells(tmp_path / "solved.ipynb", "markdown")
+    assert "```python\ndef answer(x):\n" in page and page.endswith("```\n</details>")
+    assert authoring.unformatted(tmp_path) == []
+
+    fold("def answer(:")
+    assert authoring.unformatted(tmp_path) == ["nbs/solved.ipynb"]
+    with pytest.raises(SystemExit, match="markdown cells"):
+        authoring.format_fences(tmp_path)
+
+
+# Stored outputs -------------------------------------------------------------------------------
+
+
+def private_paths() -> str:
+    "A pattern for paths, and for a user's name, that have no place in a published notebook."
+    user, here = getpass.getuser(), re.escape(str(ROOT))
+    pattern = r"/home/\w|/root\b|/Users/\w|/tmp/\w|/var/folders|[A-Z]:\\+Users|site-packages"
+    telling = user not in ("root", "runner", "user")
+    return f"{pattern}|{here}" + (rf"|\b{re.escape(user)}\b" if telling else "")
+
+
+def texts(output: dict) -> str:
+    "All that an output says in words."
+    parts = [output.get("text", "")]
+    parts += [v for kind, v in output.get("data", {}).items() if kind.startswith("text")]
+    return "".join("".join(part) for part in parts)
+
+
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
 def test_stored_outputs(path):
     book = json.loads(path.read_text(encoding="utf-8"))
-    assert "widgets" not in book["metadata"], (
-        "GitHub refuses to show a notebook with widget state"
-    )
+    assert "widgets" not in book["metadata"], "GitHub shows no notebook with widget state"
     assert path.stat().st_size < 1.5 * 2**20
     outputs = [output for cell in book["cells"] for output in cell.get("outputs", [])]
     assert outputs or path.stem == "index", "no outputs are stored: make outputs NOTEBOOKS=..."
-    user = getpass.getuser()
-    private = (
-        r"/home/\w|/root\b|/Users/\w|/tmp/\w|/var/folders|[A-Z]:\\+Users|site-packages|"
-        + re.escape(str(ROOT))
-        + ("" if user in ("root", "runner", "user") else rf"|\b{re.escape(user)}\b")
-    )
+    private = private_paths()
     for output in outputs:
+        text, data = texts(output), output.get("data", {})
         assert output["output_type"] != "error", output.get("evalue")
-        assert output.get("name") != "stderr", "".join(output["text"])[:200]
-        data = output.get("data", {})
+        assert output.get("name") != "stderr", text[:200]
         assert "application/vnd.jupyter.widget-view+json" not in data, "a live widget is stored"
-        text = "".join(
-            "".join(value)
-            for kind, value in [("text", output.get("text", "")), *data.items()]
-            if kind.startswith("text")
-        )
-        assert not re.search(private, text), re.search(
-            f".{{0,60}}(?:{private}).{{0,40}}", text
-        )[0]
+        found = re.search(f".{{0,60}}(?:{private}).{{0,40}}", text)
+        assert not found, found[0]
         assert not re.search(r"Warning:|Traceback \(most recent", text), text[:300]
         if output["output_type"] == "stream":
             assert not re.search(r"\d%\|.*\|", text), "a progress bar is stored: " + text[:200]
         if "image/png" in data:
-            assert len(base64.b64decode("".join(data["image/png"]))) <= 2**20, (
-                "a stored picture is larger than 1 MB"
-            )
+            picture = base64.b64decode("".join(data["image/png"]))
+            assert len(picture) <= 2**20, "a stored picture is larger than 1 MB"
+
+
+def stream(text: str, name: str = "stdout") -> dict:
+    return dict(output_type="stream", name=name, text=text)
+
+
+def test_authoring_cleans_outputs():
+    outputs = [stream(f"saved {ROOT}/x\n"), stream("done\n"), stream("Warning: old", "stderr")]
+    kept, complaints = authoring.cleaned(outputs, authoring.private())
+    assert [output.text for output in kept] == ["saved ./x\ndone\n"]
+    assert complaints == "Warning: old"
+
+
+def test_authoring_hides_temporary_folders():
+    temporary = Path(tempfile.gettempdir())
+    text = f"in {temporary / 'tmpab_12xy/work/no/where'}, not in {temporary / 'tmp0000'}/run\n"
+    kept, _ = authoring.cleaned([stream(text)], authoring.private())
+    assert kept[0].text == "in .../no/where, not in .../run\n"
+
+
+# What the project says of itself --------------------------------------------------------------
+
+
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_versions_agree():
     config = configparser.ConfigParser()
     config.read(ROOT / "settings.ini")
-    settings, project = (
-        config["DEFAULT"],
-        tomllib.loads((ROOT / "pyproject.toml").read_text())["project"],
-    )
+    settings, project = config["DEFAULT"], pyproject()
     assert settings["version"] == vidcourse.__version__ and "version" in project["dynamic"]
     assert settings["lib_name"] == project["name"] == vidcourse.__name__
     assert project["requires-python"] == f">={settings['min_python']}"
     assert settings["description"] == project["description"]
     assert settings["license"] == "apache2" and project["license"] == "Apache-2.0"
-    assert (
-        "allowed_cell_metadata_keys" in settings
-        and "tags" in settings["allowed_cell_metadata_keys"]
-    ), "cleaning would drop papermill's tag"
+    kept = settings.get("allowed_cell_metadata_keys", "")
+    assert "tags" in kept, "cleaning would drop papermill's tag"
 
 
 def test_what_the_notebooks_import_is_installed_for_readers():
     "By the course's own dependencies, not by the tools of its authors."
-    from importlib.metadata import packages_distributions
 
     def spelled(name):
         return re.sub(r"[-_.]+", "-", name).lower()
 
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    needed, there, missing = (
-        {spelled(re.match(r"[\w.-]+", name)[0]) for name in listed},
-        packages_distributions(),
-        set(),
-    )
+    needed = {spelled(re.match(r"[\w.-]+", name)[0]) for name in pyproject()["dependencies"]}
+    known, missing = packages_distributions(), set()
     for path in BOOKS:
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            code = (
-                re.sub(r"^(\s*)[%!].*", r"\1pass", "".join(cell["source"]), flags=re.MULTILINE)
-                if cell["cell_type"] == "code"
-                else ""
-            )
-            for node in ast.walk(ast.parse(code)):
-                names = (
-                    [name.name for name in node.names]
-                    if isinstance(node, ast.Import)
-                    else [node.module]
-                    if isinstance(node, ast.ImportFrom)
-                    else []
-                )
-                for name in {name.split(".")[0] for name in names} - {
-                    "vidcourse",
-                    *sys.stdlib_module_names,
-                }:
-                    if not needed & {spelled(known) for known in there.get(name, [name])}:
-                        missing.add(f"{path.stem}: {name}")
+        for source in cells(path):
+            code = re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.MULTILINE)
+            names = {name.split(".")[0] for name in imports(ast.parse(code))}
+            for name in names - {"vidcourse", "", *sys.stdlib_module_names}:
+                if not needed & {spelled(package) for package in known.get(name, [name])}:
+                    missing.add(f"{path.stem}: {name}")
     assert not missing, f"not in pyproject.toml's dependencies: {sorted(missing)}"
 
 
 def test_readme_is_the_index():
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == authoring.readme(), (
-        "run make export"
-    )
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == authoring.readme(), "run make export"
 
 
 def test_links_of_readme_and_contributing_lead_somewhere():
     for name in ("README.md", "CONTRIBUTING.md"):
         links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text(encoding="utf-8"))
-        missing = [
-            link
-            for link in links
-            if not re.match(r"[a-z]+:|#", link) and not (ROOT / link).exists()
-        ]
+        inside = [link for link in links if not re.match(r"[a-z]+:|#", link)]
+        missing = [link for link in inside if not (ROOT / link).exists()]
         assert not missing, f"{name}: {missing}"
 
 
 def test_index_names_every_notebook():
     text = authoring.readme()
-    assert [
-        path.name for path in BOOKS if path.stem != "index" and f"nbs/{path.name}" not in text
-    ] == []
-
-
-def test_no_nbdev_at_run_time_and_every_public_function_is_described():
-    for path in PACKAGE:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imported = {
-            name.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Import)
-            for name in node.names
-        } | {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not any(
-            name.split(".")[0] in ("nbdev", "fastcore", "execnb") for name in imported
-        ), path
-        if path.name != "_modidx.py":
-            bare = [
-                node.name
-                for node in tree.body
-                if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-                and not node.name.startswith("_")
-                and not ast.get_docstring(node)
-            ]
-            assert not set(bare) - {"Clips"}, (
-                f"{path.name}: {bare} without a docstring"
-            )  # Clips takes over that of its base
-
-
-def test_runner_and_command_import_nothing_heavy():
-    code = "import sys, vidcourse.runner, vidcourse.cli; print([name for name in ('torch', 'numpy', 'matplotlib', 'papermill', 'nbconvert') if name in sys.modules])"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "[]"
-    )
-
-
-def test_authoring_cleans_outputs(tmp_path):
-    outputs = [
-        dict(output_type="stream", name="stdout", text=f"saved {ROOT}/x\n"),
-        dict(output_type="stream", name="stdout", text="done\n"),
-        dict(output_type="stream", name="stderr", text="UserWarning: old"),
-    ]
-    kept, complaints = authoring.cleaned(outputs, authoring.private())
-    assert [output.text for output in kept] == [
-        "saved ./x\ndone\n"
-    ] and complaints == "UserWarning: old"
-
-
-def test_authoring_hides_temporary_folders():
-    text = f"looked for {Path(tempfile.gettempdir()) / 'tmpab_12xy/work/nowhere/at/all'}, not in {Path(tempfile.gettempdir()) / 'tmp0000'}/run\n"
-    kept, _ = authoring.cleaned(
-        [dict(output_type="stream", name="stdout", text=text)], authoring.private()
-    )
-    assert kept[0].text == "looked for .../nowhere/at/all, not in .../run\n"
+    numbered = [path.name for path in BOOKS if path.stem != "index"]
+    assert [name for name in numbered if f"nbs/{name}" not in text] == []

@@ -15,16 +15,13 @@ import torch
 from PIL import Image
 
 from vidcourse import video
+from vidcourse.sources import decode, fit, in_order, read
 from vidcourse.video import (
     apng,
     as_frames,
     atomic,
-    decode,
     film_strip,
-    fit,
     grid,
-    in_order,
-    read,
     show,
     strip,
     to_float,

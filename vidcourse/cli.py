@@ -129,7 +129,7 @@ def find_weights(what: str) -> Path:
 
 def load_system(what: str) -> Any:
     "A trained system from its weights, whichever system that is."
-    from vidcourse.training import load_weights
+    from vidcourse.checkpoints import load_weights
 
     path = find_weights(what)
     facts = load_weights(path)[1]

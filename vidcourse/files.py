@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['PEOPLE', 'ACTIONS', 'HOME', 'LIMIT', 'FETCHERS', 'stream', 'check_zip', 'read_lock', 'record', 'retrieve', 'download',
-           'unpack', 'map_member', 'open_npz', 'around_motion', 'convert', 'fetch_weizmann', 'fetch']
+           'unpack', 'around_motion', 'convert', 'fetch_weizmann', 'fetch']
 
 # %% ../nbs/01_outside_files.ipynb #01005
 "Data sets from outside: downloads with checksums, archives and arrays that aren't trusted, the Weizmann actions."
@@ -24,7 +24,8 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from .course import data_root
-from .video import atomic, fit, read
+from .sources import fit, open_npz, read
+from .video import atomic
 
 # %% ../nbs/01_outside_files.ipynb #01007
 PEOPLE = ("daria", "denis", "eli", "ido", "ira", "lena", "lyova", "moshe", "shahar")
@@ -170,64 +171,6 @@ def unpack(archive: Path, folder: Path, wanted: str, limit: int = LIMIT) -> dict
         for info, name in zip(chosen, names):
             (folder / name).write_bytes(source.read(info))
     return {name: folder / name for name in names}
-
-# %% ../nbs/01_outside_files.ipynb #01034
-def map_member(path: Path, name: str) -> np.memmap:
-    "An array inside an .npz, mapped where it lies in the file. ValueError when it was compressed."
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(
-            f"{path} is compressed and can't be mapped; load it without mmap and save() it: that file can be"
-        )
-    with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)  # two lengths, of the name and of what follows it
-        file.seek(sum(int.from_bytes(file.read(2), "little") for _ in range(2)), 1)
-        version = np.lib.format.read_magic(file)
-        header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = header(file)
-        if dtype.hasobject:
-            raise ValueError(
-                f"{path} holds Python objects; these are never loaded, since that could run code"
-            )
-        return np.memmap(path, dtype, "r", file.tell(), shape, order="F" if fortran else "C")
-
-# %% ../nbs/01_outside_files.ipynb #01035
-def open_npz(path: str | Path, mmap: bool = False) -> tuple[dict[str, np.ndarray], str]:
-    "The arrays of an archive and the name of the one with pictures; FileNotFoundError or ValueError says what is wrong with it."
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist (looked in {path.resolve().parent})")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            pictures = next((name for name in ("frames", "video") if name in archive), None)
-            if pictures is None:
-                raise ValueError(
-                    f"it holds {', '.join(archive) or 'nothing'}, but neither `frames` nor `video`"
-                )
-            arrays = {
-                name: archive[name] for name in archive if not (mmap and name == pictures)
-            }
-    except (
-        ValueError,
-        EOFError,
-        OSError,
-        zipfile.BadZipFile,
-        zipfile.zlib.error,
-        AttributeError,
-        TypeError,
-    ) as error:
-        what = (
-            "Python objects in it are never loaded, since that could run code"
-            if "pickle" in str(error)
-            else str(error)
-        )
-        raise ValueError(f"{path} is no archive of clips: {what}") from error
-    return ({**arrays, pictures: map_member(path, pictures)} if mmap else arrays), pictures
 
 # %% ../nbs/01_outside_files.ipynb #01038
 def around_motion(frames: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t h side c"]:

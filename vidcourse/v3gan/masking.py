@@ -196,7 +196,9 @@ def thin_convolution(x, weight, bias, stride, padding, convolve) -> Tensor:
 
 def is_thin(conv) -> bool:
     "Is the kernel 1 in time, or 1 x 1 in space, and does it leave that axis alone?"
-    whole = [(k, s, p) == (1, 1, 0) for k, s, p in zip(conv.kernel_size, conv.stride, conv.padding)]
+    whole = [
+        (k, s, p) == (1, 1, 0) for k, s, p in zip(conv.kernel_size, conv.stride, conv.padding)
+    ]
     return whole[0] or (whole[1] and whole[2])
 
 
