@@ -1,8 +1,10 @@
 "For every test: one torch thread, shapes in signatures enforced, real data by fixture."
 
+import json
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -78,12 +80,18 @@ def real_data():
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    "The longest modules, as a question to their authors: is one of them two ideas?"
-    lengths = {
-        path.relative_to(ROOT / "vidcourse").as_posix(): len(path.read_text().splitlines())
-        for path in (ROOT / "vidcourse").rglob("*.py")
-        if path.name != "_modidx.py"
-    }
-    longest = sorted(lengths, key=lengths.get, reverse=True)[:6]
-    told = ", ".join(f"{name} {lengths[name]}" for name in longest)
-    terminalreporter.write_line(f"lines of the longest modules: {told}")
+    "After the tests of the house: its longest modules and cells. Is one of them two ideas?"
+    passed = terminalreporter.stats.get("passed", [])
+    if not any("test_house" in report.nodeid for report in passed):
+        return
+    modules, cells = Counter(), Counter()
+    for path in (ROOT / "vidcourse").rglob("[a-z]*.py"):
+        modules[path.relative_to(ROOT / "vidcourse").as_posix()] = len(
+            path.read_text(encoding="utf-8").splitlines()
+        )
+    for path in (ROOT / "nbs").glob("[0-9]*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            cells[path.stem] += cell["cell_type"] == "code" and len(cell["source"]) > 35
+    for title, counts in (("longest modules", modules), ("cells over 35 lines", cells)):
+        told = ", ".join(f"{name} {n}" for name, n in counts.most_common(8) if n)
+        terminalreporter.write_line(f"{title}: {told}")

@@ -9,7 +9,6 @@ import importlib
 import json
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pretend
 import pytest
@@ -19,7 +18,6 @@ from torch import nn
 from vidcourse import cli
 from vidcourse.data import load
 from vidcourse.perceptual import save_classifier, train_classifier
-from vidcourse.runner import execute
 
 SYSTEMS = ["mocogan", "v3gan", "navs"]
 
@@ -378,6 +376,10 @@ weights * torch.rand(3, generator=settings.rng())
 
 @here
 def test_a_tensor_left_on_the_cpu_is_found_in_a_cell(tmp_path, checked_kernels, monkeypatch):
+    import nbformat
+
+    from vidcourse.runner import execute
+
     cells = [nbformat.v4.new_code_cell(source.strip()) for source in CELLS.split("---")]
     cells[0].metadata.tags = ["parameters"]
     path = Path(tmp_path / "00_planted.ipynb")
