@@ -39,21 +39,12 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def checked_kernels(tmp_path_factory):
-    "IPython's folder for the kernels of notebooks: it enforces the signatures there too."
-    home = tmp_path_factory.mktemp("ipython")
-    profile = home / "profile_default"
-    (profile / "startup").mkdir(parents=True)
-    (profile / "startup" / "00-signatures.py").write_text(STARTUP)
-    (profile / "ipython_kernel_config.py").write_text(
-        "get_config().IPKernelApp.log_level = 50\n"
-    )
-    before = os.environ.get("IPYTHONDIR")
-    os.environ["IPYTHONDIR"] = str(home)
-    yield home
-    if before is None:
-        os.environ.pop("IPYTHONDIR")
-    else:
-        os.environ["IPYTHONDIR"] = before
+    "Kernels of notebooks enforce the package's signatures: a file that they run first."
+    first = tmp_path_factory.mktemp("startup") / "signatures.py"
+    first.write_text(STARTUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIDCOURSE_STARTUP", str(first))
+        yield first
 
 
 @pytest.fixture
