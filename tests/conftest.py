@@ -1,8 +1,10 @@
 "For every test: one torch thread, shapes in signatures enforced, real data by fixture."
 
+import json
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,10 +26,12 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 STARTUP = f"""
-import sys
+import os, sys
 sys.path.append({str(Path(__file__).parent)!r})
+if os.environ.get("VIDCOURSE_DEVICE") == "pretend":
+    __import__("pretend").install()
 __import__("signatures").install()
-del sys
+del os, sys
 """
 
 
@@ -39,7 +43,10 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def checked_kernels(tmp_path_factory):
-    "Kernels of notebooks enforce the package's signatures: a file that they run first."
+    """A file that kernels of notebooks run first.
+
+    They enforce the package's signatures, and have the device "pretend" when VIDCOURSE_DEVICE asks.
+    """
     first = tmp_path_factory.mktemp("startup") / "signatures.py"
     first.write_text(STARTUP)
     with pytest.MonkeyPatch.context() as patch:
@@ -61,3 +68,21 @@ def real_data():
         return path
 
     return find
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    "After the tests of the house: its longest modules and cells. Is one of them two ideas?"
+    passed = terminalreporter.stats.get("passed", [])
+    if not any("test_house" in report.nodeid for report in passed):
+        return
+    modules, cells = Counter(), Counter()
+    for path in (ROOT / "vidcourse").rglob("[a-z]*.py"):
+        modules[path.relative_to(ROOT / "vidcourse").as_posix()] = len(
+            path.read_text(encoding="utf-8").splitlines()
+        )
+    for path in (ROOT / "nbs").glob("[0-9]*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            cells[path.stem] += cell["cell_type"] == "code" and len(cell["source"]) > 35
+    for title, counts in (("longest modules", modules), ("cells over 35 lines", cells)):
+        told = ", ".join(f"{name} {n}" for name, n in counts.most_common(8) if n)
+        terminalreporter.write_line(f"{title}: {told}")

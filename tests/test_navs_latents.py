@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vidcourse.checkpoints import load_weights, save_weights
 from vidcourse.navs import (
     CONFIGS,
     ClipCodes,
@@ -21,7 +22,6 @@ from vidcourse.navs import (
 )
 from vidcourse.navs.latents import blur, gaussian
 from vidcourse.systems import System
-from vidcourse.training import load_weights, save_weights
 
 SMOKE = replace(CONFIGS["smoke"], statics=3, transients=4, clips=5)
 

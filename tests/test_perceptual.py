@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from vidcourse import perceptual as p
+from vidcourse.checkpoints import load_weights
 from vidcourse.course import data_file, weights_file
 from vidcourse.data import Clips, load
 from vidcourse.metrics import frechet_distance
-from vidcourse.training import load_weights
 from vidcourse.video import to_float
 
 try:

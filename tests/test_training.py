@@ -18,15 +18,15 @@ import torch
 from safetensors.torch import save as as_safetensors
 from torch import nn
 
-from vidcourse.training import (
+from vidcourse.checkpoints import (
     FORMAT,
-    decay,
     interruptible,
-    load_optimiser,
     load_weights,
+    optimiser_state,
     optimiser_tensors,
     save_weights,
 )
+from vidcourse.training import decay
 
 # The toy below is also run in processes of its own, so it is kept as text.
 TOY = """
@@ -34,7 +34,8 @@ import os, signal, sys
 import torch
 from torch import nn
 from torch.nn.functional import softplus
-from vidcourse.training import Trainer, decay, named_tensors, optimiser_tensors, save_weights
+from vidcourse.checkpoints import optimiser_tensors, save_weights
+from vidcourse.training import Trainer, decay, named_tensors
 
 def toy(seed=0, norm=True, drop=0.1, **options):
     "A GAN on 8 x 8 pictures with every kind of state: moments, running statistics, spectral norm, dropout, channels last."
@@ -43,8 +44,8 @@ def toy(seed=0, norm=True, drop=0.1, **options):
     conv = nn.Conv2d(1, 4, 3)
     D = nn.Sequential(nn.utils.parametrizations.spectral_norm(conv) if norm else conv, nn.LeakyReLU(0.2), nn.Dropout(drop), nn.Flatten(), nn.Linear(144, 1))
     D = D.to(memory_format=torch.channels_last)
-    optimisers = {"G": torch.optim.Adam(G.parameters(), 1e-2, (0.5, 0.9)), "D": torch.optim.AdamW([{"params": list(D[0].parameters())}, {"params": list(D[4].parameters()), "lr": 3e-3}], 1e-2)}
-    options = {"ema": {"G": 0.9}, "schedule": decay, "clip_grad": 1.0, "log_every": 7, "save_every": 5, "device": "cpu", **options}
+    optimisers = {"G": torch.optim.Adam(G.parameters(), 1e-2, (0.5, 0.9), fused=True), "D": torch.optim.AdamW([{"params": list(D[0].parameters())}, {"params": list(D[4].parameters()), "lr": 3e-3}], 1e-2, fused=True)}
+    options = {"ema": {"G": 0.9}, "schedule": decay, "clip_grad": 1.0, "log_every": 7, "save_every": 5, "device": "cpu", "precision": "no", **options}
     return Trainer({"G": G, "D": D}, optimisers, **options)
 
 def step(t, poison=None):
@@ -120,8 +121,7 @@ def test_kill_9_and_resume_repeats_the_unbroken_run(tmp_path, unbroken):
     """
     killed = script(tmp_path, body, tmp_path / "run")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = toy(seed=99, out=tmp_path / "run")
-    resumed.seed = 99  # other initial weights: all must come from the file
+    resumed = toy(seed=99, out=tmp_path / "run")  # other weights: all must come from the file
     resumed.load()
     assert resumed.step == 10
     resumed.fit(step, 20, resume=True, progress=False)
@@ -193,7 +193,7 @@ def test_kill_at_random_moments_of_a_run_that_saves_all_the_time(tmp_path):
     out, luck = Path(sys.argv[1]), random.Random(0)
     for _ in range(12):
         pid = os.fork()
-        if pid == 0: toy(out=out, save_every=1).fit(step, 100_000, resume=True, progress=False)
+        if pid == 0: toy(out=out, save_every=1).fit(step, 100_000, resume=(out / "state.json").exists(), progress=False)
         before, begun = (out / "state.json").stat().st_mtime_ns if (out / "state.json").exists() else 0, time.time()
         while time.time() < begun + 60 and (not (out / "state.json").exists() or (out / "state.json").stat().st_mtime_ns == before): time.sleep(0.002)
         time.sleep(luck.random() * 0.1)
@@ -206,9 +206,12 @@ def test_kill_at_random_moments_of_a_run_that_saves_all_the_time(tmp_path):
     assert len(reached) == 12 and all(a < b for a, b in zip(reached, reached[1:])), reached
 
 
-def test_resume_without_a_checkpoint_starts_and_finished_runs_do_nothing(tmp_path):
+def test_resume_without_a_checkpoint_says_so_and_finished_runs_do_nothing(tmp_path):
     t = toy(out=tmp_path)
-    t.fit(step, 3, resume=True, progress=False)
+    with pytest.raises(FileNotFoundError, match="no checkpoint in .*begin without resume"):
+        t.fit(step, 3, resume=True, progress=False)
+    assert t.step == 0
+    t.fit(step, 3, progress=False)
     again = toy(out=tmp_path)
     again.fit(lambda t: pytest.fail("no step is left"), 3, resume=True, progress=False)
     assert again.step == 3
@@ -271,13 +274,11 @@ def test_optimisers_round_trip(optimiser):
     go(a, oa)
     b, ob = pair()
     b.load_state_dict(a.state_dict())
-    load_optimiser(
-        ob,
-        {
-            k: t.clone(memory_format=torch.contiguous_format)
-            for k, t in optimiser_tensors(oa).items()
-        },
-    )  # as from a file
+    as_from_a_file = {
+        k: t.clone(memory_format=torch.contiguous_format)
+        for k, t in optimiser_tensors(oa).items()
+    }
+    ob.load_state_dict(optimiser_state(ob, as_from_a_file))
     go(a, oa)
     go(b, ob)
     assert_equal(a.state_dict(), b.state_dict())
