@@ -278,3 +278,8 @@ def test_a_file_that_kernels_run_first(write, run, tmp_path, monkeypatch):
     monkeypatch.setenv("VIDCOURSE_STARTUP", str(tmp_path / "first.py"))
     run(write("01_a", "print(looked)"))
     assert printed(tmp_path / "out" / "01_a.ipynb") == "17\n"
+
+
+def test_signatures_are_enforced_in_the_kernels_of_tests(write, run, tmp_path, checked_kernels):
+    run(write("01_a", "import vidcourse.video as v\nprint(type(v.__loader__).__name__)"))
+    assert printed(tmp_path / "out" / "01_a.ipynb") == "Loader\n"

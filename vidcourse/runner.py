@@ -153,7 +153,7 @@ FIRST = "from vidcourse.runner import limit_output\nlimit_output()\ndel limit_ou
 def furnish(home: Path, more: str | None = None) -> None:
     """Write into `home` what a kernel looks for: how to start it, its settings, what it runs first.
 
-    `more` is a Python file to run first as well.
+    `more` is a Python file to run before anything else.
     """
     kernel = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
@@ -163,10 +163,10 @@ def furnish(home: Path, more: str | None = None) -> None:
     texts = {
         "kernels/python3/kernel.json": json.dumps(kernel),
         "profile_default/ipython_kernel_config.py": QUIET,
-        "profile_default/startup/00-limit.py": FIRST,
+        "profile_default/startup/01-limit.py": FIRST,
     }
     if more:
-        texts["profile_default/startup/01-more.py"] = Path(more).read_text(encoding="utf-8")
+        texts["profile_default/startup/00-more.py"] = Path(more).read_text(encoding="utf-8")
     for name, text in texts.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(text, encoding="utf-8")
