@@ -357,8 +357,8 @@ def train(
     print(f"  {shlex.join(command_line('sample', str(out), out='clips.gif'))}")
 
 # %% ../nbs/71_command_line.ipynb #71028
-BATCH = 2**26  # numbers in a batch of clips: a quarter of a gigabyte as floats
-FOR_EACH = 24  # bytes that the networks need for each of them, measured
+BATCH = 2**24  # numbers in a batch of clips at most
+FOR_EACH = 40  # bytes that the systems need for each of them (measured: 24 to 51)
 
 
 def batches(
