@@ -197,8 +197,13 @@ def start(profile: str = "auto", seed: int = 0, threads: int | None = None) -> S
 
 # %% ../nbs/00_start_here.ipynb #00024
 # Names of data sets and their files; those in FETCHED come by `vidcourse data NAME`.
-DATA_SETS = {"weizmann": "weizmann64.npz", "sky": "sky64.npz", "coil": "coil100_64.npz"}
-FETCHED = ("weizmann",)
+DATA_SETS = {
+    "weizmann": "weizmann64.npz",
+    "sprites": "lpc_sprites64.npz",
+    "sky": "sky64.npz",
+    "coil": "coil100_64.npz",
+}
+FETCHED = ("weizmann", "sprites")
 
 
 def data_root() -> Path:

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'check_frames', 'check_offsets', 'check_labels', 'StoredClips', 'draw_weighted', 'equal_labels',
-           'SampledClips', 'Clips', 'from_list', 'from_array', 'from_npz', 'from_folder', 'load', 'held_out',
+           'SampledClips', 'Clips', 'from_list', 'from_array', 'from_npz', 'from_folder', 'drawn', 'load', 'held_out',
            'mirrored']
 
 # %% ../nbs/01_real_clips.ipynb #01005
@@ -19,6 +19,7 @@ from torch import Tensor
 from .course import data_file
 from .shapes import CONTENT, MOTION, moving_shapes
 from .sources import IMAGES, detect, fields, fit, in_order, read_folder
+from .sprites import ACTIONS, walking_characters
 from .video import atomic, describe, to_float
 
 # %% ../nbs/01_real_clips.ipynb #01008
@@ -323,27 +324,33 @@ Clips.from_list, Clips.from_array, Clips.from_npz, Clips.from_folder = map(
 FILES = {"weizmann": "weizmann64.npz", "sky": "sky64.npz", "coil": "coil100_64.npz"}
 
 
-def load(what: str | Path, size: int | None = None, mmap: bool = False, **options) -> Clips:
-    """Clips by name ('shapes', 'weizmann', 'sky', 'coil') or path (an .npz or a folder), at `size` pixels.
+def drawn(what: str, n: int = 2000, size: int | None = None, **options) -> Clips:
+    "Clips of one of the two worlds whose truth is known, 'shapes' or 'sprites'; labels are motions."
+    size = 64 if size is None else size
+    if what == "sprites":
+        characters = walking_characters(n, size=size, masks=False, **options)
+        return from_array(characters.frames, characters.labels, ACTIONS, characters.fields())
+    data = moving_shapes(n, size=size, **options)
+    known = {name: getattr(data.factors, name) for name in (*CONTENT, *MOTION)}
+    return from_array(data.frames, data.labels, data.factors.motions, known)
 
-    `options` are for shapes: n, length, seed and those of `draw_factors`. FileNotFoundError tells how to get what is missing.
+
+def load(what: str | Path, size: int | None = None, mmap: bool = False, **options) -> Clips:
+    """Clips by name ('shapes', 'sprites', 'weizmann', 'sky', 'coil') or path, at `size` pixels.
+
+    A path is an .npz or a folder. `options` are for shapes and sprites: n, length, seed, and those of
+    the `draw_factors` of their world. FileNotFoundError tells how to get what is missing.
     """
-    if what == "shapes":
-        data = moving_shapes(
-            options.pop("n", 2000), size=64 if size is None else size, **options
-        )
-        return from_array(
-            data.frames,
-            data.labels,
-            data.factors.motions,
-            {name: getattr(data.factors, name) for name in (*CONTENT, *MOTION)},
-        )
+    if what in ("shapes", "sprites"):
+        return drawn(what, size=size, **options)
     if options:
-        raise ValueError(f"{', '.join(options)}: these options only go with load('shapes')")
+        raise ValueError(
+            f"{', '.join(options)}: these options only go with load('shapes') and load('sprites')"
+        )
     path = data_file(FILES[what]) if what in FILES else Path(what)
     if not path.exists():
         raise FileNotFoundError(
-            f"{what!r} is neither a path nor a name; names are shapes, {', '.join(FILES)} (looked for {path.resolve()})"
+            f"{what!r} is neither a path nor a name; names are shapes, sprites, {', '.join(FILES)} (looked for {path.resolve()})"
         )
     if path.is_dir():
         return from_folder(path, size)

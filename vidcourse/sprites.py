@@ -2,26 +2,35 @@
 
 # %% auto #0
 __all__ = ['CELL', 'FEET', 'COUNTS', 'DEEDS', 'FACES', 'ACTIONS', 'CREDIT', 'STAND_IN', 'FILE', 'BACKGROUNDS', 'PATHS', 'CONTENT',
-           'MOTION', 'STRIDE', 'PALETTES', 'DITHER', 'PANORAMA', 'SHARES', 'COMMANDS', 'Art', 'premultiplied',
-           'sprites_file', 'have_sprites', 'read_art', 'load_art', 'box', 'tinted', 'doll', 'paper_dolls', 'whole',
-           'over', 'dressed', 'characters', 'wardrobe', 'Factors', 'Staging', 'strides', 'staging', 'swell', 'palette',
-           'painted', 'sky', 'sun', 'ridge', 'clouds', 'mountains', 'hills', 'meadow', 'horizon_of', 'scene', 'pattern',
-           'backdrop', 'shares', 'resized', 'pasted', 'shadow', 'ink', 'perform', 'render', 'check_options', 'within',
-           'starts', 'draw_factors', 'SpritesData', 'walking_characters', 'held_out_cells', 'character_grid',
-           'displaced', 'steered']
+           'MOTION', 'STRIDE', 'PALETTES', 'DITHER', 'PANORAMA', 'SHARES', 'COMMANDS', 'COMMIT', 'HOME', 'SHEET',
+           'BEGINS', 'POSES', 'DIGESTS', 'Art', 'premultiplied', 'have_sprites', 'read_art', 'load_art', 'box',
+           'tinted', 'doll', 'paper_dolls', 'whole', 'over', 'dressed', 'characters', 'wardrobe', 'Factors', 'Staging',
+           'strides', 'staging', 'swell', 'palette', 'painted', 'sky', 'sun', 'ridge', 'clouds', 'mountains', 'hills',
+           'meadow', 'horizon_of', 'scene', 'pattern', 'backdrop', 'shares', 'resized', 'pasted', 'shadow', 'ink',
+           'perform', 'render', 'check_options', 'within', 'starts', 'draw_factors', 'SpritesData',
+           'walking_characters', 'held_out_cells', 'character_grid', 'displaced', 'steered', 'cut_sheet', 'read_sheet',
+           'read_sheets', 'digest', 'fetch_sprites']
 
 # %% ../nbs/01_pixel_characters.ipynb #01p04
 "Characters that walk, cast and fight before drawn scenes: every factor and mask is known."
+import hashlib
+import io
+import re
+import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
+from PIL import Image
 
-from .course import data_root
+from .course import DATA_SETS, data_file, data_root
+from .files import FETCHERS, download
 from .shapes import pick, uniform, wave
+from .video import atomic
 
 # %% ../nbs/01_pixel_characters.ipynb #01p05
 CELL = 64  # pixels of a cell of the sheets, wide and high
@@ -49,18 +58,7 @@ def premultiplied(art: UInt8[np.ndarray, "*s 4"]) -> UInt8[np.ndarray, "*s 4"]:
     return out
 
 # %% ../nbs/01_pixel_characters.ipynb #01p07
-FILE = "lpc_sprites64.npz"
-
-
-def sprites_file() -> Path:
-    "Where the characters lie; FileNotFoundError says how to get them."
-    path = data_root() / FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there; fetch it with `vidcourse data sprites`, "
-            f"or set VIDCOURSE_DATA to the folder that holds {FILE}"
-        )
-    return path
+FILE = DATA_SETS["sprites"]
 
 
 def have_sprites() -> bool:
@@ -86,7 +84,7 @@ def read_art(path: Path) -> Art:
 
 def load_art(path: str | Path | None = None) -> Art:
     "The art, from `path` or the data folder. FileNotFoundError says how to get it."
-    return read_art(Path(path) if path else sprites_file())
+    return read_art(Path(path) if path else data_file(FILE))
 
 # %% ../nbs/01_pixel_characters.ipynb #01p08
 def box(x0: float, y0: float, x1: float, y1: float) -> Bool[np.ndarray, "64 64"]:
@@ -916,3 +914,122 @@ def steered(factors: Factors, commands: Int[np.ndarray, "n t"]) -> Staging:
     actions[one], poses[one] = action, np.where(walking, steps % 8, 0)
     places[one] = factors.start[one][:, None] + gone
     return Staging(actions, poses, places, np.zeros_like(play.camera))
+
+# %% ../nbs/01_pixel_characters.ipynb #01p40
+COMMIT = "3ce4048c5227802bd8f1888e293fd3afdba91c0c"
+HOME = f"https://github.com/YingzhenLi/Sprites/archive/{COMMIT}.zip"
+SHEET = (1344, 832)  # height and width in pixels: 21 rows of 13 cells
+BEGINS = {
+    "spellcast": 13,
+    "walk": 117,
+    "slash": 169,
+}  # facing left; front is 13 cells on, right 26
+POSES = {
+    "spellcast": (0, 1, 2, 3, 4, 5, 6, 0),
+    "walk": range(1, 9),
+    "slash": (0, 1, 2, 3, 4, 5, 5, 0),
+}
+DIGESTS = {  # of each part's pixels, as the course knows them
+    "body": "18958d921341b7a7",
+    "bottomwear": "9607a0caab4bd80c",
+    "topwear": "7fabfb8352c7a6f3",
+    "hair": "f418d7890359c447",
+    "shoes": "aa0f07407878f537",
+}
+
+
+def cut_sheet(sheet: UInt8[np.ndarray, "1344 832 4"]) -> UInt8[np.ndarray, "9 8 64 64 4"]:
+    "The frames of the nine actions out of a sheet; black where it is clear."
+    cells = sheet.reshape(21, CELL, 13, CELL, 4).swapaxes(1, 2).reshape(-1, CELL, CELL, 4)
+    rows = [BEGINS[deed] + 13 * face for deed in DEEDS for face in range(len(FACES))]
+    poses = [POSES[deed] for deed in DEEDS for face in FACES]
+    frames = np.stack([cells[[row + k for k in steps]] for row, steps in zip(rows, poses)])
+    frames[frames[..., 3] == 0] = 0
+    return frames
+
+# %% ../nbs/01_pixel_characters.ipynb #01p41
+def read_sheet(data: bytes, name: str) -> UInt8[np.ndarray, "1344 832 4"]:
+    "A sheet from the bytes of a PNG; ValueError when it isn't one, or of another size."
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.size != SHEET[::-1]:
+                raise ValueError(f"it is {image.size[0]} x {image.size[1]} pixels")
+            return np.array(image.convert("RGBA"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{name} is no sheet of {SHEET[1]} x {SHEET[0]} pixels ({error}); nothing was written"
+        ) from error
+
+
+def read_sheets(archive: Path) -> dict[str, UInt8[np.ndarray, "variants 9 8 64 64 4"]]:
+    "All sheets out of the archive, by part. Nothing is unpacked. ValueError names what is missing."
+    found = {}
+    with zipfile.ZipFile(archive) as source:
+        for info in source.infolist():
+            place = re.fullmatch(rf"[^/\\]+/({'|'.join(COUNTS)})/(\d+)\.png", info.filename)
+            if place and info.file_size < 2**22:
+                found[place[1], int(place[2])] = info
+        wanted = [(part, k) for part, count in COUNTS.items() for k in range(count)]
+        if missing := [f"{part}/{k}.png" for part, k in wanted if (part, k) not in found]:
+            raise ValueError(
+                f"{archive.name} lacks {len(missing)} of {len(wanted)} sheets: "
+                f"{', '.join(missing[:5])}; nothing was written"
+            )
+        return {
+            part: np.stack(
+                [
+                    cut_sheet(read_sheet(source.read(found[part, k]), f"{part}/{k}.png"))
+                    for k in range(count)
+                ]
+            )
+            for part, count in COUNTS.items()
+        }
+
+# %% ../nbs/01_pixel_characters.ipynb #01p42
+def digest(layer: UInt8[np.ndarray, "variants 9 8 64 64 4"]) -> str:
+    "The first 16 hexadecimal digits of the SHA-256 of what can be seen of a part."
+    return hashlib.sha256(premultiplied(layer).tobytes()).hexdigest()[:16]
+
+
+def fetch_sprites(
+    out: str | Path | None = None,
+    url: str = HOME,
+    lock: str | Path | None = None,
+    keep: bool = False,
+    force: bool = False,
+    any_art: bool = False,
+) -> Path:
+    """Fetch the characters' sheets, check them, and write `lpc_sprites64.npz` into `out`.
+
+    `out` is `data_root()` by default. What is there already stays unless `force`; `keep` keeps the
+    archive; `any_art` takes sheets of the right sizes whose pixels the course doesn't know.
+    ConnectionError or ValueError says what went wrong; then nothing is left.
+    """
+    out = Path(out or data_root())
+    target, lock = out / FILE, Path(lock or out / "sprites.lock.json")
+    if target.exists() and not force:
+        return target
+    before = lock.read_bytes() if lock.exists() else None
+    archive = download(url, out / "sprites-archive", lock, limit=2**26)
+    try:
+        layers = read_sheets(archive)
+        strange = [part for part, known in DIGESTS.items() if digest(layers[part]) != known]
+        if strange and not any_art:
+            raise ValueError(
+                f"{', '.join(strange)}: the pixels are not those that the course was made with; "
+                "nothing was written. To use them all the same, give any_art (--any-art)"
+            )
+    except ValueError:  # a whole archive with the wrong things in it must not become the law
+        archive.unlink()
+        lock.unlink() if before is None else lock.write_bytes(before)
+        raise
+    with atomic(target) as temporary:
+        np.savez_compressed(temporary, **layers, action_names=np.array(ACTIONS))
+    if not keep:
+        archive.unlink()
+        with suppress(OSError):  # somebody keeps something there
+            archive.parent.rmdir()
+    return target
+
+
+FETCHERS["sprites"] = fetch_sprites
