@@ -7,15 +7,19 @@
 #   make export    write vidcourse/ and README.md from nbs/
 #   make outputs   run NOTEBOOKS and keep their outputs, cleaned                NOTEBOOKS="12_mocogan" PROFILE=laptop
 #   make pictures  redraw the front page's pictures from the shipped weights
+#   make bench     train each system for a minute on each kind of data        BENCH="--minutes 3 --systems navs --data black"
+#   make gpu       all that waits for a GPU, in pieces, into _gpu              GPU="--budget 1500 --only time train"
 #   make clean     remove the environment and everything made
 PROFILE ?= auto
 OUT ?= _course
 NOTEBOOKS ?=
 TESTS ?= tests
+BENCH ?=
+GPU ?=
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: course lab test site export outputs pictures clean
+.PHONY: course lab test site export outputs pictures bench gpu clean
 .DELETE_ON_ERROR:
 
 course: .venv/.course
@@ -41,8 +45,14 @@ outputs: .venv/.dev
 pictures: .venv/.dev
 	@$(BIN)/python tests/authoring.py pictures
 
+bench: .venv/.dev
+	@$(BIN)/python tests/benchmark_training.py $(BENCH)
+
+gpu: .venv/.dev
+	@$(BIN)/python tests/gpu.py $(GPU)
+
 clean:
-	rm -rf .venv build dist *.egg-info _course _site
+	rm -rf .venv build dist *.egg-info _course _site _gpu
 
 # The environment. A stamp file says that it was made from the pyproject.toml and constraints.txt that are here now.
 .venv/.course: .venv/pyvenv.cfg pyproject.toml constraints.txt

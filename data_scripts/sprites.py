@@ -1,6 +1,6 @@
 """Fetch the sheets of the Liberated Pixel Cup's characters, check them, write lpc_sprites64.npz.
 
-The work is done by vidcourse.sprites, which the notebook 01_pixel_characters builds;
+The work is done by vidcourse.pixel_art, which the notebook 01_pixel_art builds;
 `vidcourse data sprites` calls the same function. The SHA-256 of the archive is written into a lock
 file when it is fetched for the first time, and must be the same ever after; the pixels of the
 sheets must be those that the course was made with. The art is by the artists of the Liberated
@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 try:
-    from vidcourse.sprites import HOME, fetch_sprites
+    from vidcourse.pixel_art import HOME, fetch_sprites
 except ModuleNotFoundError:  # run as a file in a clone that isn't installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from vidcourse.sprites import HOME, fetch_sprites
+    from vidcourse.pixel_art import HOME, fetch_sprites
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -133,7 +133,7 @@ def private() -> dict[str, str]:
 
 def anonymous(text: str, paths: dict[str, str]) -> str:
     "A text without absolute paths: neither those of `private` nor a kernel's temporary folders."
-    temporary = re.escape(tempfile.gettempdir()) + r"/tmp\w+/(work/)?"
+    temporary = re.escape(tempfile.gettempdir()) + r"(/tmp\w+)+/(work/)?"
     text = re.sub(temporary, ".../", text)
     for path, short in paths.items():
         text = text.replace(path, short)

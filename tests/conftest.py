@@ -1,8 +1,10 @@
 "For every test: one torch thread, shapes in signatures enforced, real data by fixture."
 
+import json
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -21,15 +23,18 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+# On every processor float32 is what suits it, so that a test sees the same numbers everywhere.
+torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
 ROOT = Path(__file__).resolve().parent.parent
 
 STARTUP = f"""
-import os, sys
+import os, sys, torch
 sys.path.append({str(Path(__file__).parent)!r})
+torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
 if os.environ.get("VIDCOURSE_DEVICE") == "pretend":
     __import__("pretend").install()
 __import__("signatures").install()
-del os, sys
+del os, sys, torch
 """
 
 
@@ -41,24 +46,16 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def checked_kernels(tmp_path_factory):
-    """IPython's folder for the kernels of notebooks.
+    """A file that kernels of notebooks run first.
 
-    They enforce the package's signatures, and have the device "pretend" when VIDCOURSE_DEVICE asks.
+    They enforce the package's signatures, compute in float32, and have the device "pretend" when
+    VIDCOURSE_DEVICE asks for it.
     """
-    home = tmp_path_factory.mktemp("ipython")
-    profile = home / "profile_default"
-    (profile / "startup").mkdir(parents=True)
-    (profile / "startup" / "00-signatures.py").write_text(STARTUP)
-    (profile / "ipython_kernel_config.py").write_text(
-        "get_config().IPKernelApp.log_level = 50\n"
-    )
-    before = os.environ.get("IPYTHONDIR")
-    os.environ["IPYTHONDIR"] = str(home)
-    yield home
-    if before is None:
-        os.environ.pop("IPYTHONDIR")
-    else:
-        os.environ["IPYTHONDIR"] = before
+    first = tmp_path_factory.mktemp("startup") / "signatures.py"
+    first.write_text(STARTUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIDCOURSE_STARTUP", str(first))
+        yield first
 
 
 @pytest.fixture
@@ -78,12 +75,18 @@ def real_data():
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    "The longest modules, as a question to their authors: is one of them two ideas?"
-    lengths = {
-        path.relative_to(ROOT / "vidcourse").as_posix(): len(path.read_text().splitlines())
-        for path in (ROOT / "vidcourse").rglob("*.py")
-        if path.name != "_modidx.py"
-    }
-    longest = sorted(lengths, key=lengths.get, reverse=True)[:6]
-    told = ", ".join(f"{name} {lengths[name]}" for name in longest)
-    terminalreporter.write_line(f"lines of the longest modules: {told}")
+    "After the tests of the house: its longest modules and cells. Is one of them two ideas?"
+    passed = terminalreporter.stats.get("passed", [])
+    if not any("test_house" in report.nodeid for report in passed):
+        return
+    modules, cells = Counter(), Counter()
+    for path in (ROOT / "vidcourse").rglob("[a-z]*.py"):
+        modules[path.relative_to(ROOT / "vidcourse").as_posix()] = len(
+            path.read_text(encoding="utf-8").splitlines()
+        )
+    for path in (ROOT / "nbs").glob("[0-9]*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            cells[path.stem] += cell["cell_type"] == "code" and len(cell["source"]) > 35
+    for title, counts in (("longest modules", modules), ("cells over 35 lines", cells)):
+        told = ", ".join(f"{name} {n}" for name, n in counts.most_common(8) if n)
+        terminalreporter.write_line(f"{title}: {told}")

@@ -94,7 +94,7 @@ def test_the_opening_line_says_device_and_precision(machine, capsys, monkeypatch
 
 
 def test_every_data_set_that_can_be_fetched_is_known(tmp_path, monkeypatch):
-    import vidcourse.sprites  # noqa: F401  it adds its own way of fetching
+    import vidcourse.pixel_art  # noqa: F401  it adds its own way of fetching
 
     assert set(FETCHERS) == set(course.FETCHED) <= set(course.DATA_SETS)
     monkeypatch.setenv("VIDCOURSE_DATA", str(tmp_path))

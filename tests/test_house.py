@@ -31,7 +31,7 @@ FLOORS = (
     {"data", "systems", "adversarial", "study"},
     set(SYSTEMS),
     # the doors
-    {"cli", "runner"},
+    {"cli", "runner", "pages"},
 )
 
 

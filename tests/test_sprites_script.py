@@ -15,8 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidcourse import files, sprites
-from vidcourse.sprites import COUNTS, FILE, cut_sheet, fetch_sprites, load_art, paper_dolls
+from vidcourse import files, pixel_art
+from vidcourse.pixel_art import (
+    COUNTS,
+    FILE,
+    cut_sheet,
+    digest,
+    fetch_sprites,
+    load_art,
+    paper_dolls,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # data_scripts is not part of the package
@@ -78,7 +86,7 @@ def looped(art):
 def known(monkeypatch):
     "The course knows the dolls' pixels."
     for part, layer in looped(paper_dolls()).items():
-        monkeypatch.setitem(sprites.DIGESTS, part, sprites.digest(layer))
+        monkeypatch.setitem(pixel_art.DIGESTS, part, digest(layer))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -139,9 +147,9 @@ def test_whole_run(server, known, tmp_path, capsys):
 def test_the_real_sheets_are_known(real_data):
     "What is cut from a sheet that holds the real art is what the course was made with."
     with np.load(real_data(FILE), allow_pickle=False) as file:
-        for part, known in sprites.DIGESTS.items():
+        for part, known in pixel_art.DIGESTS.items():
             again = np.stack([cut_sheet(sheet_of(layer)) for layer in file[part]])
-            assert sprites.digest(again) == known, part
+            assert digest(again) == known, part
 
 
 def test_second_run_asks_nobody_and_force_verifies(server, known, tmp_path):

@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'PICKLES', 'save_weights', 'parsed', 'opened', 'load_header', 'load_weights', 'as_type', 'from_json',
-           'optimiser_tensors', 'optimiser_state', 'RunState', 'FolderInUse', 'CheckpointStore', 'Interrupted',
-           'interruptible', 'Progress', 'duration', 'Pace', 'processes', 'exchange_', 'LogWriter']
+           'optimiser_tensors', 'optimiser_state', 'RunState', 'FolderInUse', 'CheckpointStore', 'named_tensors',
+           'below', 'group_sizes', 'capture', 'check_fit', 'restore', 'Interrupted', 'interruptible', 'farewell',
+           'stoppable', 'duration', 'Pace', 'Progress', 'processes', 'exchange_', 'agreed', 'finish', 'LogWriter']
 
 # %% ../nbs/03_checkpoints.ipynb #c3004
-"What a run leaves on the disk and how it stops: weights, checkpoints, signals, processes, logs."
+"What a run leaves on the disk, and how it stops: weights, checkpoints, signals, processes, logs."
 import io
 import json
 import os
@@ -50,7 +51,7 @@ def save_weights(path: str | Path, tensors: dict[str, Tensor], **facts) -> None:
     with atomic(path) as temporary:
         temporary.write_bytes(data)
 
-# %% ../nbs/03_checkpoints.ipynb #c3011
+# %% ../nbs/03_checkpoints.ipynb #c3012
 def parsed(text: str | None, path: str | Path, accepted: int = FORMAT) -> dict:
     "The facts in a file's JSON; ValueError unless this version of vidcourse can read them."
     try:
@@ -66,7 +67,7 @@ def parsed(text: str | None, path: str | Path, accepted: int = FORMAT) -> dict:
         )
     return facts
 
-# %% ../nbs/03_checkpoints.ipynb #c3012
+# %% ../nbs/03_checkpoints.ipynb #c3015
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -114,13 +115,15 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
             )
     return tensors, facts
 
-# %% ../nbs/03_checkpoints.ipynb #c3013
+# %% ../nbs/03_checkpoints.ipynb #c3021
 def as_type(value, hint):
     """A value from JSON as the type that a hint asks for; TypeError when it is of another.
 
     Lists become tuples where tuples are wanted; `inf` and `nan` are no floats here.
     """
     kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if type(value) is int and abs(value) >= 2**63:
+        raise TypeError(f"a number of {len(str(value))} digits is too large")
     if kind in (types.UnionType, typing.Union):
         for option in inner:
             with suppress(TypeError):
@@ -136,13 +139,13 @@ def as_type(value, hint):
             return kind(as_type(v, h) for v, h in zip(value, inner))
     elif kind is dict and isinstance(value, dict):
         return {as_type(k, inner[0]): as_type(v, inner[1]) for k, v in value.items()}
-    elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+    elif kind is float and type(value) in (int, float) and abs(value) < float("inf"):
         return float(value)
     elif kind in (bool, str, int, type(None)) and type(value) is kind:
         return value
     raise TypeError(f"{str(value)[:40]!r} is no {getattr(hint, '__name__', hint)}")
 
-
+# %% ../nbs/03_checkpoints.ipynb #c3022
 def from_json(kind: type, values: typing.Any):
     """A dataclass from what JSON holds; fields that are missing take their defaults.
 
@@ -165,7 +168,7 @@ def from_json(kind: type, values: typing.Any):
             raise TypeError(f"the field {f.name} is missing")
     return kind(**made)
 
-# %% ../nbs/03_checkpoints.ipynb #c3021
+# %% ../nbs/03_checkpoints.ipynb #c3031
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     "What an optimiser remembers, as `parameter number/name`: Adam's two moments and step count."
     tensors = {}
@@ -200,7 +203,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]
         raise ValueError("some parameters lack a part of the memory that others have")
     return {"state": memory, "param_groups": optimiser.state_dict()["param_groups"]}
 
-# %% ../nbs/03_checkpoints.ipynb #c3031
+# %% ../nbs/03_checkpoints.ipynb #c3041
 @dataclass
 class RunState:
     "What a checkpoint holds of a run beside its tensors."
@@ -208,17 +211,15 @@ class RunState:
     seed: int
     step: int
     seconds: float
-    parameters: dict[str, list[int]]  # how many tensors each optimiser has, by group
-    skipped: int = 0  # updates that were not finite
-    in_a_row: dict[str, int] = field(default_factory=dict)  # since an optimiser's last good one
-    scaler: dict[str, int | float] = field(default_factory=dict)  # float16's loss scaling
+    parameters: dict[str, list[int]]  # how many tensors each optimiser moves, by group
     history: list[dict[str, int | float]] = field(default_factory=list)
+    scaler: dict[str, int | float] = field(default_factory=dict)  # float16's loss scaling
 
-# %% ../nbs/03_checkpoints.ipynb #c3032
+
 class FolderInUse(OSError):
     "Another training writes into the folder."
 
-
+# %% ../nbs/03_checkpoints.ipynb #c3042
 class CheckpointStore:
     """A folder that holds one checkpoint of a run: `state.json`, and the tensors it names.
 
@@ -266,7 +267,7 @@ class CheckpointStore:
                         old.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, Tensor], RunState]:
-        """Tensors and state of the checkpoint, checked to be whole and of the right types.
+        """Tensors and state of the checkpoint, whole and of the right types.
 
         FileNotFoundError when there is none; ValueError when a file is damaged.
         """
@@ -280,7 +281,7 @@ class CheckpointStore:
             state = from_json(RunState, facts.get("state"))
             name = as_type(facts.get("tensors"), str)
             contents = as_type(facts.get("contents"), dict[str, list[int]])
-            if min(state.step, state.seconds, state.skipped) < 0:
+            if min(state.step, state.seconds) < 0:
                 raise TypeError("a count is negative")
         except TypeError as error:
             raise ValueError(f"{self.path} is damaged ({error})") from None
@@ -295,7 +296,100 @@ class CheckpointStore:
         self.step = state.step
         return tensors, state
 
-# %% ../nbs/03_checkpoints.ipynb #c3041
+# %% ../nbs/03_checkpoints.ipynb #c3051
+def named_tensors(run) -> dict[str, Tensor]:
+    "Every tensor of a run's networks and of their averages, by its name in a checkpoint."
+    tensors = {}
+    for part, networks in (("network", run.networks), ("averaged", run.averaged)):
+        for name, network in networks.items():
+            for key, t in network.state_dict().items():
+                tensors[f"{part}/{name}/{key}"] = t
+    return tensors
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The tensors whose names begin with `prefix/`, without it."
+    return {k[len(prefix) + 1 :]: t for k, t in tensors.items() if k.startswith(prefix + "/")}
+
+
+def group_sizes(optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, list[int]]:
+    "How many tensors each optimiser moves, by group."
+    return {name: [len(g["params"]) for g in o.param_groups] for name, o in optimisers.items()}
+
+
+def capture(run, **more) -> tuple[dict[str, Tensor], RunState]:
+    """Tensors and state from which a run can go on as if nothing had happened.
+
+    `run` has dictionaries `networks`, `averaged`, `optimisers` and `numbers` (of dictionaries of
+    small tensors), a `device`, a `torch.Generator` `rng`, and `seed`, `step`, `seconds`,
+    `history`; `more` goes into the state.
+    """
+    tensors = named_tensors(run) | {"rng": run.rng.get_state()}
+    for name, optimiser in run.optimisers.items():
+        for key, t in optimiser_tensors(optimiser).items():
+            tensors[f"optimiser/{name}/{key}"] = t
+    for name, numbers in run.numbers.items():
+        for key, t in numbers.items():
+            tensors[f"number/{name}/{key}"] = t
+    sizes = group_sizes(run.optimisers)
+    return tensors, RunState(run.seed, run.step, run.seconds, sizes, run.history, **more)
+
+# %% ../nbs/03_checkpoints.ipynb #c3052
+def check_fit(run, tensors: dict[str, Tensor], state: RunState, path: str | Path) -> None:
+    "ValueError, in one sentence, when a checkpoint is not of this run."
+    if state.seed != run.seed:
+        raise ValueError(
+            f"{path} is of a run with seed {state.seed}, not {run.seed}: resume with seed "
+            f"{state.seed}, or choose another folder"
+        )
+    here = named_tensors(run) | {"rng": run.rng.get_state()}
+    there = {k: t for k, t in tensors.items() if not k.startswith(("optimiser/", "number/"))}
+    here = {k: list(t.shape) for k, t in here.items()}
+    there = {k: list(t.shape) for k, t in there.items()}
+    here |= {f"optimiser {k}": n for k, n in group_sizes(run.optimisers).items()}
+    there |= {f"optimiser {k}": n for k, n in state.parameters.items()}
+    if odd := [k for k in here | there if here.get(k) != there.get(k)]:
+        raise ValueError(
+            f"{path} is of another model or configuration: {len(odd)} parts differ, first "
+            f"{odd[0]}: {there.get(odd[0])} there, {here.get(odd[0])} here"
+        )
+
+
+def restore(run, store: CheckpointStore) -> RunState:
+    """Puts back what `capture` took, and returns the state.
+
+    ValueError, with nothing changed, when anything in the checkpoint is not of this run; errors
+    as `CheckpointStore.load`.
+    """
+    tensors, state = store.load()
+    check_fit(run, tensors, state, store.path)
+    memory = {}
+    for name, optimiser in run.optimisers.items():
+        try:
+            memory[name] = optimiser_state(optimiser, below(f"optimiser/{name}", tensors))
+        except ValueError as error:
+            raise ValueError(f"{store.path} is damaged: optimiser {name}, {error}") from None
+    for name, numbers in run.numbers.items():
+        found = below(f"number/{name}", tensors)
+        if any(k not in found or t.shape != found[k].shape for k, t in numbers.items()):
+            raise ValueError(f"{store.path} is damaged: it lacks some of {sorted(numbers)}")
+    try:
+        torch.Generator().set_state(tensors["rng"])
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{store.path} is damaged: rng is no state of a generator") from None
+    # everything fits: from here on the run changes
+    for name, t in named_tensors(run).items():
+        t.copy_(tensors[name])
+    for name, optimiser in run.optimisers.items():
+        optimiser.load_state_dict(memory[name])
+    for name, numbers in run.numbers.items():
+        for key, t in below(f"number/{name}", tensors).items():
+            numbers[key] = t.to(run.device)
+    run.rng.set_state(tensors["rng"])
+    run.step, run.seconds, run.history = state.step, state.seconds, state.history
+    return state
+
+# %% ../nbs/03_checkpoints.ipynb #c3061
 class Interrupted(KeyboardInterrupt):
     """A training was stopped by ctrl-C or SIGTERM; the message says what was saved.
 
@@ -326,7 +420,7 @@ def interruptible(grace: float = 0.5):
             raise KeyboardInterrupt
 
     before = {}
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, ask)
     try:
@@ -335,45 +429,31 @@ def interruptible(grace: float = 0.5):
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
-# %% ../nbs/03_checkpoints.ipynb #c3042
-class Progress(tqdm):
-    """tqdm as plain text, on a terminal or in a notebook; silent elsewhere, as in a log file.
-
-    In a notebook it is one output that is replaced again and again, and so stored once.
-    """
-
-    def __init__(self, disable: bool = False, **options):
-        notebook = not disable and getattr(get_ipython(), "kernel", None) is not None
-        self.line = None
-        if notebook:
-            self.line = display({"text/plain": "..."}, raw=True, display_id=True)
-        super().__init__(
-            disable=True if disable else False if notebook else None,
-            mininterval=0.5,
-            ncols=110 if notebook else None,
-            file=io.StringIO() if notebook else sys.stderr,
-            **options,
-        )
-
-    def display(self, msg=None, pos=None):
-        "Shows the line as it is now."
-        if self.line:
-            return self.line.update({"text/plain": str(self)}, raw=True)
-        return super().display(msg, pos)
-
-    @property
-    def shown(self) -> bool:
-        "Does anybody see it?"
-        return not self.disable
-
-    def say(self, text: str) -> None:
-        "A line of its own, where the bar is shown."
-        if self.line:
-            print(text)
-        elif not self.disable:
-            self.write(text, file=sys.stderr)
+# %% ../nbs/03_checkpoints.ipynb #c3062
+def farewell(run, asked: list[int], when: str = "after") -> Interrupted:
+    "What an interrupted run with a `step` and a `store` (or None) says, as an exception."
+    text, store = f"stopped {when} step {run.step}", run.store
+    if store is not None:
+        text += f", before the first checkpoint in {store.folder}"
+        if store.step is not None:
+            text = f"stopped {when} step {run.step}; the checkpoint in {store.folder} is of "
+            text += f"step {store.step}"
+    return Interrupted(text, asked[0] if asked else signal.SIGINT, store and store.step)
 
 
+@contextmanager
+def stoppable(run):
+    "`interruptible` for a run: whatever stops it becomes Interrupted, which says what is saved."
+    asked: list[int] = []
+    try:
+        with interruptible() as asked:
+            yield asked
+    except KeyboardInterrupt:
+        raise farewell(run, asked, "in the middle of") from None
+    if asked:
+        raise farewell(run, asked)
+
+# %% ../nbs/03_checkpoints.ipynb #c3064
 def duration(seconds: float) -> str:
     "Seconds in words: `40 s`, `12 min`, `3.4 h`."
     if seconds < 100:
@@ -388,23 +468,21 @@ class Pace:
     is read, and lets a device finish what it was given.
     """
 
-    def __init__(self, steps: int, wait=lambda: None, enough: float = 2.0):
+    def __init__(self, steps: int, wait: typing.Callable = lambda: None, enough: float = 2.0):
         self.steps, self.wait, self.enough = steps, wait, enough
-        self.first, self.began = None, 0.0
+        self.first, self.began, self.said = None, 0.0, False
 
     def after(self, step: int) -> str | None:
         "To be called after each step, with its number; the sentence, when it is time for it."
         if self.first is None:
             self.wait()
             self.first, self.began = step, time.perf_counter()
-        if self.steps == 0 or step == self.first:
-            return None
         timed, spent = step - self.first, time.perf_counter() - self.began
-        if spent < self.enough and timed < 10:
+        if self.said or timed == 0 or (spent < self.enough and timed < 10):
             return None
         self.wait()
+        self.said = True
         each, left = (time.perf_counter() - self.began) / timed, self.steps - step
-        self.steps = 0  # said
         if each * left < 5:
             return None
         return (
@@ -412,7 +490,44 @@ class Pace:
             f"({each:.2g} s each, timed over {timed})"
         )
 
-# %% ../nbs/03_checkpoints.ipynb #c3051
+# %% ../nbs/03_checkpoints.ipynb #c3065
+class Progress(tqdm):
+    """tqdm as plain text, on a terminal or in a notebook; silent elsewhere, as in a log file.
+
+    In a notebook it is one output that is replaced again and again, and so stored once.
+    """
+
+    def __init__(self, disable: bool = False, wait: typing.Callable = lambda: None, **options):
+        notebook = not disable and getattr(get_ipython(), "kernel", None) is not None
+        self.line = None
+        if notebook:
+            self.line = display({"text/plain": "..."}, raw=True, display_id=True)
+        super().__init__(
+            disable=True if disable else False if notebook else None,
+            mininterval=0.5,
+            ncols=110 if notebook else None,
+            file=io.StringIO() if notebook else sys.stderr,
+            **options,
+        )
+        self.pace = Pace(self.total, wait)
+
+    def display(self, msg=None, pos=None):
+        "Shows the line as it is now."
+        if self.line:
+            return self.line.update({"text/plain": str(self)}, raw=True)
+        return super().display(msg, pos)
+
+    def advance(self, step: int) -> None:
+        "One step is done, the one of this number; early on, says how long the rest will take."
+        self.update()
+        if self.disable or not (sentence := self.pace.after(step)):
+            return
+        if self.line:
+            print(sentence)
+        else:
+            self.write(sentence, file=sys.stderr)
+
+# %% ../nbs/03_checkpoints.ipynb #c3071
 def processes(device: str | torch.device | None = None) -> PartialState:
     """accelerate's view of this process and its siblings; alone when there are none.
 
@@ -436,39 +551,60 @@ def exchange_(tensors: list[Tensor]) -> None:
     for t, piece in zip(tensors, flat.split([t.numel() for t in tensors])):
         t.copy_(piece.view(t.shape))
 
-# %% ../nbs/03_checkpoints.ipynb #c3061
+# %% ../nbs/03_checkpoints.ipynb #c3074
+def agreed(asked: list[int], step: int, device: torch.device) -> bool:
+    "Shall the loop end? True in all processes after the same step, once a signal reached one."
+    if PartialState().num_processes == 1:
+        return bool(asked)
+    if step % 10:
+        return False
+    flag = torch.tensor(float(bool(asked)), device=device)
+    exchange_([flag])
+    if flag > 0 and not asked:
+        asked.append(signal.SIGINT)
+    return bool(asked) and bool(flag > 0)
+
+
+def finish(device: torch.device) -> None:
+    "Waits until a GPU has done all that it was given."
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+
+# %% ../nbs/03_checkpoints.ipynb #c3081
 class LogWriter:
     """Curves and pictures of a run for tensorboard, in `folder`; without a folder it does nothing.
 
-    What can't be written gives one warning, and ends the log, never the run. Everything is
-    written in the calling thread: tensorboard's own writer has a thread that dies with a
-    traceback when the disk is full.
+    What can't be written gives one warning, and ends the log, never the run.
     """
 
     def __init__(self, folder: str | Path | None, step: int = 0):
         self.folder, self.file = folder and Path(folder), None
-        with self.careful():
-            from tensorboard.compat.proto.event_pb2 import SessionLog
+        if self.folder:
+            with self.careful():
+                self.begin(step)
 
-            name = f"events.out.tfevents.{time.time():.0f}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
-            place = self.folder / "tensorboard"
-            place.mkdir(parents=True, exist_ok=True)
-            self.file = (place / name).open("ab", buffering=0)
-            self.add(0, file_version="brain.Event:2")
-            self.add(step, session_log=SessionLog(status=SessionLog.START))
+    def begin(self, step: int) -> None:
+        "Opens a new file of events; curves beyond `step`, of an earlier try, are dropped."
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        place = self.folder / "tensorboard"
+        place.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
+        self.file = (place / name).open("ab", buffering=0)
+        self.add(0, file_version="brain.Event:2")
+        self.add(step, session_log=SessionLog(status=SessionLog.START))
 
     @contextmanager
     def careful(self):
-        "Turns whatever goes wrong inside into one warning, and is silent from then on."
+        "Turns whatever goes wrong inside into one warning, and ends the log."
         try:
             yield
         except Exception as error:
-            if self.folder:
-                warnings.warn(
-                    f"the log in {self.folder} can't be written ({error}); the training goes on "
-                    "without it",
-                    stacklevel=4,
-                )
+            warnings.warn(
+                f"the log in {self.folder} can't be written ({error}); the training goes on "
+                "without it",
+                stacklevel=4,
+            )
             self.close()
 
     def add(self, step: int, **content) -> None:
@@ -481,18 +617,19 @@ class LogWriter:
 
     def numbers(self, step: int, values: dict[str, float]) -> None:
         "A point on each named curve."
-        with self.careful():
+        if self.file:
             from torch.utils.tensorboard.summary import scalar
 
-            for name, value in values.items() if self.file else ():
-                self.add(step, summary=scalar(name, value))
+            with self.careful():
+                for name, value in values.items():
+                    self.add(step, summary=scalar(name, value))
 
     def clips(self, step: int, clips) -> None:
         "Clips (float `(n c t h w)` or frames) as a film strip: a file, and in tensorboard."
-        with self.careful():
-            if self.file:
-                from torch.utils.tensorboard.summary import image
+        if self.file:
+            from torch.utils.tensorboard.summary import image
 
+            with self.careful():
                 write(self.folder / "samples" / f"{step:08d}.png", clips)
                 strip = image("samples", film_strip(clips), dataformats="HWC")
                 self.add(step, summary=strip)
@@ -501,7 +638,7 @@ class LogWriter:
         "Ends the log."
         if self.file:
             self.file.close()
-        self.folder = self.file = None
+        self.file = None
 
     def __enter__(self):
         return self

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['PRIORS', 'composite', 'Layers', 'cat_layers', 'l1_prior', 'binary_prior', 'mask_prior', 'object_mask',
-           'seen_background', 'layer_scores', 'MaskingLayer']
+           'seen_background', 'layer_scores', 'thin_convolution', 'is_thin', 'Conv3d', 'ConvTranspose3d',
+           'MaskingLayer']
 
 # %% ../../nbs/20_masking.ipynb #20005
 "Layers of a clip (background, foreground, mask), priors on masks, the feature-level masking layer (Keshari et al. 2022, arXiv 2203.14074) and meters for layers."
@@ -175,6 +176,53 @@ def layer_scores(layers: Layers) -> dict[str, float]:
         "empty": 1 - there.float().mean().item(),
     }
 
+# %% ../../nbs/20_masking.ipynb #20thn1
+def thin_convolution(x, weight, bias, stride, padding, convolve) -> Tensor:
+    """What a thin kernel, of 1 in time or of 1 x 1 in space, makes of `x` (n, c, t, h, w), by `convolve` in two dimensions.
+
+    `convolve` is `F.conv2d` or `F.conv_transpose2d`; weight, stride and padding are those of the 3-D convolution.
+    """
+    if weight.shape[2] == 1:  # frame by frame: time joins the batch
+        frames = x.transpose(1, 2).flatten(0, 1)  # (n t, c, h, w)
+        made = convolve(frames, weight.squeeze(2), bias, stride[1:], padding[1:])
+        made = made.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+    else:  # pixel by pixel: height and width become one axis
+        lines = x.flatten(3)  # (n, c, t, h w)
+        made = convolve(lines, weight.squeeze(4), bias, (stride[0], 1), (padding[0], 0))
+        made = made.unflatten(3, x.shape[3:])
+    # To autograd a view of the result is not the result, and a ReLU in place would copy it.
+    return torch.ops.aten._unsafe_view(made, made.shape)
+
+
+def is_thin(conv) -> bool:
+    "Is the kernel 1 in time, or 1 x 1 in space, and does it leave that axis alone?"
+    whole = [
+        (k, s, p) == (1, 1, 0) for k, s, p in zip(conv.kernel_size, conv.stride, conv.padding)
+    ]
+    return whole[0] or (whole[1] and whole[2])
+
+
+class Conv3d(nn.Conv3d):
+    "`nn.Conv3d` whose thin kernels run as 2-D convolutions."
+
+    def forward(self, x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n c2 t2 h2 w2"]:
+        "The same numbers as from `nn.Conv3d`."
+        if not is_thin(self):
+            return super().forward(x)
+        return thin_convolution(x, self.weight, self.bias, self.stride, self.padding, F.conv2d)
+
+
+class ConvTranspose3d(nn.ConvTranspose3d):
+    "`nn.ConvTranspose3d` whose thin kernels run as 2-D transposed convolutions."
+
+    def forward(self, x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n c2 t2 h2 w2"]:
+        "The same numbers as from `nn.ConvTranspose3d`."
+        if not is_thin(self):
+            return super().forward(x)
+        return thin_convolution(
+            x, self.weight, self.bias, self.stride, self.padding, F.conv_transpose2d
+        )
+
 # %% ../../nbs/20_masking.ipynb #20053
 class MaskingLayer(nn.Module):
     """Feature-level masking (released code): [features; mask so far] to the next, finer mask by one 3-D transposed convolution.
@@ -193,9 +241,9 @@ class MaskingLayer(nn.Module):
     ):
         super().__init__()
         wide = channels // 2 if last else 1
-        self.up = spectral_norm(nn.ConvTranspose3d(channels + 1, wide, kernel, stride, padding))
+        self.up = spectral_norm(ConvTranspose3d(channels + 1, wide, kernel, stride, padding))
         self.norm = nn.BatchNorm3d(wide)
-        self.close = nn.Conv3d(wide, 1, (1, 3, 3), padding=(0, 1, 1)) if last else nn.Identity()
+        self.close = Conv3d(wide, 1, (1, 3, 3), padding=(0, 1, 1)) if last else nn.Identity()
 
     def forward(
         self, features: Float[Tensor, "n c t h w"], mask: Float[Tensor, "n 1 t h w"]

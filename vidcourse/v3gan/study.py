@@ -14,13 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..metrics import fill_gaps, frechet_distance, track
-from ..mocogan.study import collect
 from ..perceptual import in_batches
 from ..shapes import draw_factors, position
+from ..study import collect
 from ..systems import train_system
 from .masking import layer_scores, object_mask
-from .model import V3GAN, draw_order, make_trainer, step_on
-from .networks import Config
+from .model import V3GAN, Config, draw_order, make_trainer, step_on
 
 # %% ../../nbs/23_v3gan_measured.ipynb #23008
 def known_paths(n: int = 8000, length: int = 16, seed: int = 7) -> Float[Tensor, "n t 2"]:
@@ -108,7 +107,7 @@ RECIPES: dict[str, dict] = {
         shuffle="released",
         rate_generator=2e-4,
         rate_discriminator=2e-4,
-        average=0.0,
+        ema=0.0,
         decay=False,
     ),
 }
@@ -127,7 +126,7 @@ def study(
     results: Path | None = None,
     progress: bool = False,
 ) -> list[dict]:
-    "Train each recipe and measure generator and discriminator; records and `results` as `vidcourse.mocogan.study.collect`. `real` are clips that aren't trained on."
+    "Train each recipe and measure generator and discriminator; records and `results` as `vidcourse.study.collect`. `real` are clips that aren't trained on."
 
     def run(name: str, seed: int) -> dict:
         changed, curve = replace(config, **RECIPES[name]), []
