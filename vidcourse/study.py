@@ -238,7 +238,7 @@ def compare(
     if steps is None:
         known = ", ".join(dict.fromkeys(r["recipe"] for r in records))
         raise ValueError(f"no run of {base!r} to compare with; there are: {known or 'none'}")
-    recipes = dict.fromkeys(r["recipe"] for r in records if r["steps"] == steps)
+    recipes = dict.fromkeys(r["recipe"] for r in records)
     found = []
     for recipe in recipes:
         for column in columns:
