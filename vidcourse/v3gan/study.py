@@ -72,12 +72,11 @@ def measure(
 @torch.no_grad()
 def finds_swapped(discriminator, real: Float[Tensor, "n 3 t h w"], seed: int = 5) -> float:
     "Share of real clips that a video discriminator rates above themselves with frames swapped; another order for every eight clips."
-    generator, discriminator = torch.Generator().manual_seed(seed), discriminator.eval()
-    margins = [
-        discriminator(part)
-        - discriminator(part[:, :, draw_order("swap", part.shape[2], generator)])
-        for part in real.split(8)
-    ]
+    rng, margins = torch.Generator().manual_seed(seed), []
+    device = next((p.device for p in discriminator.eval().parameters()), real.device)
+    for part in real.to(device).split(8):
+        order = draw_order("swap", part.shape[2], rng)
+        margins.append(discriminator(part) - discriminator(part[:, :, order]))
     return (torch.cat(margins) > 0).float().mean().item()
 
 # %% ../../nbs/23_v3gan_measured.ipynb #23017
