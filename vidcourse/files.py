@@ -198,7 +198,7 @@ def leads_out(info: zipfile.ZipInfo) -> bool:
 def unpack(archive: Path, folder: Path, wanted: str, limit: int = LIMIT) -> dict[str, Path]:
     """Take the files whose plain name matches `wanted` out of an archive, into one flat folder.
 
-    ValueError for names that lead elsewhere, links, the same name twice, or more than `limit` bytes.
+    ValueError for names that lead elsewhere, links, a name twice, or more than `limit` bytes.
     """
     with zipfile.ZipFile(archive) as source:
         infos = [info for info in source.infolist() if not info.is_dir()]
