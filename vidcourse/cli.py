@@ -339,7 +339,7 @@ def train(
     module = find_system(system)
     config = configuration(module, profile)
     check_folder(out, resume)
-    n = 64 if profile == "smoke" else 2000
+    n = 64 if profile == "smoke" else getattr(config, "drawn", 2000)  # drawn clips
     clips = load_clips(data, config, n=n, fps=fps, skip_broken=skip_broken)
     print(clips)
     print(
