@@ -235,7 +235,9 @@ def save_moving(name: str, clips, columns: int) -> None:
     "Save uint8 clips (n t h w c) as a moving picture of the front page."
     from vidcourse.video import apng, grid
 
-    (NBS / "images" / f"{name}.png").write_bytes(apng(enlarged(grid(clips, columns), 2), 8))
+    scale = max(1, 64 // clips.shape[-2])
+    page = enlarged(grid(clips, columns), scale)
+    (NBS / "images" / f"{name}.png").write_bytes(apng(page, 8))
 
 
 def picture_mocogan(name: str, rows: int) -> None:
@@ -246,13 +248,34 @@ def picture_mocogan(name: str, rows: int) -> None:
     from vidcourse.video import to_uint8, write
 
     model, rng = load_pretrained(name), torch.Generator().manual_seed(4)
-    net, columns = model.networks["generator"], 2 * model.config.categories
+    net, kinds = model.networks["generator"], model.config.categories
+    columns = kinds * max(1, 8 // kinds)
     contents = net.draw(rows, rng=rng)
-    wanted = torch.arange(columns) % model.config.categories
+    wanted = torch.arange(columns) % kinds
     motions = net.draw(columns, category=wanted, rng=rng)
     clips = to_uint8(model.decode(code_grid(contents, motions)).clamp(-1, 1))
     save_moving(f"mocogan_{name}", clips, columns)
-    write(NBS / "images" / f"mocogan_{name}_strip.png", enlarged(clips[:4], 2))
+    strip = enlarged(clips[:4], max(1, 64 // clips.shape[-2]))
+    write(NBS / "images" / f"mocogan_{name}_strip.png", strip)
+
+
+def picture_characters() -> None:
+    "Above, characters in actions that they were never shown doing; below, what NAVS makes of them."
+    import numpy as np
+    import torch
+
+    from vidcourse import navs
+    from vidcourse.sprites import character_grid
+    from vidcourse.video import to_uint8
+
+    model = navs.load_pretrained("characters")
+    config = model.config
+    data, cells = character_grid(config.statics, config.length, config.size, seed=0)
+    held = torch.ones(config.statics, config.transients, dtype=torch.bool)
+    held[tuple(model.codes.pairs.T)] = False  # the trained cells are part of the weights
+    asked = np.flatnonzero(held.numpy()[tuple(cells.T)])[::7][:7]
+    made = to_uint8(model.exchange(*torch.from_numpy(cells[asked]).long().T).clamp(-1, 1))
+    save_moving("navs_characters", np.concatenate([data.frames[asked], made]), len(asked))
 
 
 def picture_v3gan() -> None:
@@ -298,7 +321,9 @@ def pictures() -> None:
     (NBS / "images").mkdir(exist_ok=True)
     save_moving("shapes", moving_shapes(16, size=32, seed=3).frames, 8)
     picture_mocogan("shapes", 3)
-    picture_mocogan("weizmann", 2)
+    picture_mocogan("weizmann64", 1)
+    picture_mocogan("characters", 1)
+    picture_characters()
     picture_v3gan()
     picture_navs()
     for path in sorted((NBS / "images").glob("*.png")):
