@@ -26,7 +26,7 @@ FLOORS = (
     # the ground: what a clip is, drawing it, measuring it, a notebook's opening
     {"shapes", "sprites", "video", "metrics", "course", "diagrams"},
     # the world outside, the loop, measures with a network inside
-    {"sources", "files", "checkpoints", "training", "perceptual"},
+    {"sources", "files", "checkpoints", "updates", "training", "perceptual"},
     # clips; what training leaves; losses that games share; records of runs
     {"data", "systems", "adversarial", "study"},
     set(SYSTEMS),
