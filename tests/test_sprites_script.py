@@ -37,12 +37,12 @@ ARCHIVE = "/sheets.zip"
 def sheet_of(frames: np.ndarray) -> np.ndarray:
     "The sheet that the frames of a garment are cut from; magenta under what is clear."
     cells = np.zeros((273, 64, 64, 4), np.uint8)
-    cells[..., [0, 2]] = 200
     begins = [begin + 13 * face for begin in (13, 117, 169) for face in range(3)]
     steps = [k for k in ((0, 1, 2, 3, 4, 5, 6), range(1, 9), (0, 1, 2, 3, 4, 5)) for _ in "123"]
     for action, (begin, poses) in enumerate(zip(begins, steps)):
         for k, pose in enumerate(poses):
             cells[begin + pose] = frames[action, k]
+    cells[cells[..., 3] == 0] = (200, 0, 200, 0)
     return cells.reshape(21, 13, 64, 64, 4).swapaxes(1, 2).reshape(1344, 832, 4)
 
 
