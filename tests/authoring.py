@@ -133,7 +133,7 @@ def private() -> dict[str, str]:
 
 def anonymous(text: str, paths: dict[str, str]) -> str:
     "A text without absolute paths: neither those of `private` nor a kernel's temporary folders."
-    temporary = re.escape(tempfile.gettempdir()) + r"/tmp\w+/(work/)?"
+    temporary = re.escape(tempfile.gettempdir()) + r"(/tmp\w+)+/(work/)?"
     text = re.sub(temporary, ".../", text)
     for path, short in paths.items():
         text = text.replace(path, short)
@@ -286,7 +286,7 @@ def picture_navs() -> None:
     held = torch.ones(config.statics, config.transients, dtype=torch.bool)
     held[tuple(model.codes.pairs.T)] = False  # the trained cells are part of the weights
     asked = torch.where(held[tuple(cells.T)])[0][::4]
-    true = to_float(first_frames(clips, config)[asked])
+    true = to_float(first_frames(clips, config.length)[asked])
     made = model.exchange(*cells[asked].T)
     save_moving("navs_shapes", to_uint8(torch.cat([true, made]).clamp(-1, 1)), len(asked))
 

@@ -23,15 +23,18 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+# On every processor float32 is what suits it, so that a test sees the same numbers everywhere.
+torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
 ROOT = Path(__file__).resolve().parent.parent
 
 STARTUP = f"""
-import os, sys
+import os, sys, torch
 sys.path.append({str(Path(__file__).parent)!r})
+torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
 if os.environ.get("VIDCOURSE_DEVICE") == "pretend":
     __import__("pretend").install()
 __import__("signatures").install()
-del os, sys
+del os, sys, torch
 """
 
 
@@ -43,24 +46,16 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def checked_kernels(tmp_path_factory):
-    """IPython's folder for the kernels of notebooks.
+    """A file that kernels of notebooks run first.
 
-    They enforce the package's signatures, and have the device "pretend" when VIDCOURSE_DEVICE asks.
+    They enforce the package's signatures, compute in float32, and have the device "pretend" when
+    VIDCOURSE_DEVICE asks for it.
     """
-    home = tmp_path_factory.mktemp("ipython")
-    profile = home / "profile_default"
-    (profile / "startup").mkdir(parents=True)
-    (profile / "startup" / "00-signatures.py").write_text(STARTUP)
-    (profile / "ipython_kernel_config.py").write_text(
-        "get_config().IPKernelApp.log_level = 50\n"
-    )
-    before = os.environ.get("IPYTHONDIR")
-    os.environ["IPYTHONDIR"] = str(home)
-    yield home
-    if before is None:
-        os.environ.pop("IPYTHONDIR")
-    else:
-        os.environ["IPYTHONDIR"] = before
+    first = tmp_path_factory.mktemp("startup") / "signatures.py"
+    first.write_text(STARTUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIDCOURSE_STARTUP", str(first))
+        yield first
 
 
 @pytest.fixture

@@ -1,16 +1,18 @@
-"The NAVS system: what a reader would be bored by. The ideas are asserted in notebooks 30 to 32."
+"The NAVS system: what a reader would be bored by. The ideas stand in notebooks 30 to 32."
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vidcourse import cli
 from vidcourse.data import from_array, from_list, load
 from vidcourse.metrics import psnr
-from vidcourse.navs.latents import CONFIGS, ClipCodes, laplacian_loss
+from vidcourse.navs.latents import ClipCodes, laplacian_loss
 from vidcourse.navs.model import (
+    CONFIGS,
     NAVS,
     baselines,
     between_frames,
@@ -56,7 +58,7 @@ def fresh(board, **changes):
     clips, cells, held = board
     config = replace(SMOKE, statics=3, transients=4, clips=int((~held).sum()), **changes)
     return make_trainer(config, cells[~held]), step_on(
-        first_frames(clips.select((~held).numpy()), config), config
+        first_frames(clips.select((~held).numpy()), config.length), config
     )
 
 
@@ -78,7 +80,7 @@ def moved(before, after):
     }
 
 
-# The grid ----------------------------------------------------------------------------------------------------------------------------
+# The grid ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_first_frames():
         (1, 16, 16, 3), np.uint8
     )
     clips = from_list([ramp[:15], ramp])
-    found = first_frames(clips, replace(SMOKE, frame_step=2))
+    found = first_frames(clips, SMOKE.length, 2)
     assert (
         found.dtype == torch.uint8
         and found.shape == (2, 8, 16, 16, 3)
@@ -158,10 +160,10 @@ def test_first_frames():
     with pytest.raises(
         ValueError, match=r"clip 0 has 15 frames \(2 of 2 clips are too short\); 22 are needed"
     ):
-        first_frames(clips, replace(SMOKE, frame_step=3))
+        first_frames(clips, SMOKE.length, 3)
 
 
-# A step ------------------------------------------------------------------------------------------------------------------------------
+# A step ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,12 @@ def test_first_frames():
         dict(ball=0.0),
         dict(codes_by="sgd"),
         dict(precision="bf16"),
-        dict(average=0.9),
+        dict(ema=0.9),
+        dict(output="tanh", leak=0.0),
+        dict(unit_norm="batch"),
+        dict(join="max"),
+        dict(kernel="sum"),
+        dict(optimisation="released"),
     ],
 )
 def test_every_recipe_moves_every_block(board, changes):
@@ -201,15 +208,37 @@ def test_staged_moves_the_blocks_by_turns(board):
         assert moved(before, blocks(trainer)) == expected
 
 
+def test_released_takes_two_steps_an_iteration(board):
+    "Everything on the pictures, then recurrent unit and codes on the triplet loss."
+    trainer, step = fresh(board, optimisation="released")
+    step(trainer)
+    taken = {
+        name: max(state["step"].item() for state in optimiser.state.values())
+        for name, optimiser in trainer.optimisers.items()
+    }
+    assert taken == {"generator": 1, "recurrent": 2, "codes": 2}
+    trainer, step = fresh(board, optimisation="released", triplet_weight=0.0)
+    assert step(trainer)["triplet"] == 0
+    assert all(state["step"] == 1 for state in trainer.optimisers["codes"].state.values())
+
+
+@pytest.mark.parametrize(
+    "field, value", [("optimisation", "twice"), ("codes_by", "lbfgs"), ("kernel", "box")]
+)
+def test_recipes_that_do_not_exist(board, field, value):
+    with pytest.raises(ValueError, match=f"{field} is '{value}'; choose one of "):
+        fresh(board, **{field: value})
+
+
 def test_the_triplet_loss_reaches_transient_codes_and_recurrent_unit_only(board):
     net = fresh(board)[0].networks["generator"]
     codes = net.codes(torch.arange(3))
-    told = net.recurrent(codes.transient)
+    outputs = net.recurrent(codes.transient)
     made, real = (
-        net.render(codes.static, told),
+        net.render(codes.static, outputs),
         torch.rand(3, 3, SMOKE.length, SMOKE.size, SMOKE.size, generator=seeded()) - 0.5,
     )
-    terms = step_losses(SMOKE, made, real, told, 2)
+    terms = step_losses(SMOKE, made, real, outputs, 2)
     assert terms["static"] == laplacian_loss(made[:, :, 2], real[:, :, 2]), (
         "of the frame that was asked for"
     )
@@ -219,7 +248,7 @@ def test_the_triplet_loss_reaches_transient_codes_and_recurrent_unit_only(board)
             [laplacian_loss(made[:, :, t], real[:, :, t]) for t in range(SMOKE.length)]
         ).mean(),
     )
-    assert terms["triplet"] == triplet_loss(told, SMOKE.margin, SMOKE.near, SMOKE.far) > 0
+    assert terms["triplet"] == triplet_loss(outputs, SMOKE.margin, SMOKE.near, SMOKE.far) > 0
     terms["triplet"].backward(retain_graph=True)
     assert (
         net.codes.static.grad is None
@@ -260,7 +289,25 @@ def test_only_the_codes_of_the_batch_move_by_sgd(board):
     assert changed[0].sum() == 1 and changed[1].sum() == 1
 
 
-# Training ----------------------------------------------------------------------------------------------------------------------------
+def operations(config):
+    "Floating point operations of one step, counted with one clip and multiplied."
+    one = replace(config, batch=1, precision="no")
+    frames = torch.zeros(1, config.length, config.size, config.size, 3, dtype=torch.uint8)
+    trainer = make_trainer(one, torch.zeros(1, 2, dtype=torch.long))
+    with FlopCounterMode(display=False) as counter:
+        step_on(frames, one)(trainer)
+    return counter.get_total_flops() * config.batch
+
+
+def test_the_trainings_of_the_gpu_profile_fit_a_t4():
+    "Twenty minutes at 4 TFLOP/s: the grid, the frames between (7 of 16), people."
+    whole = operations(CONFIGS["gpu"])
+    assert whole > 1e11, "the convolutions and their gradients are counted"
+    steps = CONFIGS["gpu"].steps + 3_000 * 7 / 16 + 3_000
+    assert whole * steps < 4.8e15
+
+
+# Training ----------------------------------------------------------------------------------
 
 
 def test_training_finds_the_sizes_of_the_grid(board, system):
@@ -296,7 +343,7 @@ def test_training_learns(board):
         steps=120,
         progress=False,
     )
-    real = to_float(first_frames(clips, SMOKE))
+    real = to_float(first_frames(clips, SMOKE.length))
     made = learnt.exchange(*cells.T)
     torch.testing.assert_close(learnt.reconstruct(), made[~held], atol=1e-5, rtol=1e-4)
     untaught = NAVS(learnt.config).reconstruct()
@@ -304,6 +351,44 @@ def test_training_learns(board):
         psnr(made[~held], real[~held]).mean() > psnr(untaught, real[~held]).mean() + 5
         and psnr(made[held], real[held]).mean() > 15
     )
+
+
+def spread_and_score(backdrop, **changes):
+    "After 150 steps on a small grid: spread of the clips, PSNR less that of the mean frame."
+    clips, cells = shapes_grid(3, 4, 16, SMOKE.length, backdrop=backdrop)
+    config = replace(SMOKE, width=16, batch=12, rate_generator=4e-3, **changes)
+    system = train(clips, config, pairs=cells, steps=150, progress=False)
+    reached = system.facts["reached"]
+    return system.reconstruct().std(0).mean(), reached["psnr"] - reached["mean_frame_psnr"]
+
+
+@pytest.mark.parametrize("backdrop", ["black", "plain", "textured"])
+def test_no_backdrop_kills_the_generator(backdrop):
+    spread, gain = spread_and_score(backdrop)
+    assert spread > 0.05 and gain > 0.3
+
+
+def test_black_kills_the_released_generator():
+    "What the recipe mends; if this fails, the test above shows nothing."
+    spread, gain = spread_and_score("black", leak=0.0, output="tanh")
+    assert spread < 0.01 and gain < 0
+
+
+def test_training_says_what_it_reached_against_the_mean_frame(board, capsys):
+    clips, cells, held = board
+    system = train(clips.select((~held).numpy()), SMOKE, pairs=cells[~held])
+    reached = system.facts["reached"]
+    frames = first_frames(clips.select((~held).numpy()), SMOKE.length)
+    real, made = to_float(frames), system.reconstruct()
+    assert reached["psnr"] == pytest.approx(psnr(made, real).mean().item(), abs=1e-3)
+    mates = torch.stack(
+        [real[cells[~held][:, 0] == i].mean((0, 2)) for i in cells[~held][:, 0]]
+    )
+    still = psnr(mates[:, :, None].expand_as(real), real).mean().item()
+    assert reached["mean_frame_psnr"] == pytest.approx(still, abs=1e-3)
+    assert verdict(reached) in capsys.readouterr().out and "No better" in verdict(reached)
+    assert "No better" not in verdict({"psnr": 20.1, "mean_frame_psnr": 20.0})
+    assert against_mean_frame(system, frames, most=2)["psnr"] != reached["psnr"]
 
 
 def test_save_and_load_keep_codes_and_pairs(system, tmp_path):
@@ -328,7 +413,7 @@ def test_resume_equals_an_unbroken_run(board, tmp_path):
     some, pairs, config = (
         clips.select((~held).numpy()),
         cells[~held],
-        replace(SMOKE, average=0.9),
+        replace(SMOKE, ema=0.9),
     )
     whole = train(some, config, pairs=pairs, steps=4, seed=3, progress=False)
     train(some, config, pairs=pairs, steps=2, seed=3, out=tmp_path, progress=False)
@@ -364,7 +449,7 @@ def test_going_on_from_a_trained_system(board, system):
     some = clips.select((~held).numpy())
     on = train(
         some,
-        replace(SMOKE, rate_networks=0.0, rate_codes=0.0),
+        replace(SMOKE, rate_generator=0.0, rate_codes=0.0),
         pairs=cells[~held],
         start=system,
         steps=1,
@@ -390,7 +475,7 @@ def test_clips_of_another_size(board):
         train(board[0], CONFIGS["laptop"], steps=1, progress=False)
 
 
-# What an owner of codes can do ------------------------------------------------------------------------------------------------------
+# What an owner of codes can do -------------------------------------------------------------
 
 
 def test_exchange_swaps_identities_exactly(system):
@@ -441,10 +526,10 @@ def test_interpolation_keeps_the_frames_it_was_given(system, factor):
     tweened, plain = system.interpolate(codes, factor), system.decode(codes)
     assert tweened.shape[2] == (SMOKE.length - 1) * factor + 1 and not tweened.requires_grad
     torch.testing.assert_close(tweened[:, :, ::factor], plain, rtol=0, atol=1e-5)
-    told = system.networks["generator"].recurrent(codes.transient)
+    outputs = system.networks["generator"].recurrent(codes.transient)
     if factor == 2:
         half = system.networks["generator"].render(
-            codes.static, (told[:, 1:] + told[:, :-1]) / 2
+            codes.static, (outputs[:, 1:] + outputs[:, :-1]) / 2
         )
         torch.testing.assert_close(tweened[:, :, 1::2], half.detach(), rtol=0, atol=1e-5)
 
@@ -491,7 +576,7 @@ def test_lengths_that_it_owns_no_codes_for(system, length):
         system.sample(1, length)
 
 
-# Codes for new clips -----------------------------------------------------------------------------------------------------------------
+# Codes for new clips -----------------------------------------------------------------------
 
 
 def test_fit_finds_codes_and_leaves_the_networks_alone(board, system):
@@ -521,7 +606,7 @@ def test_fit_finds_codes_and_leaves_the_networks_alone(board, system):
 
 
 def test_fit_repeats_and_works_under_no_grad(board, system):
-    target = to_float(first_frames(board[0].select([0, 1]), SMOKE))
+    target = to_float(first_frames(board[0].select([0, 1]), SMOKE.length))
     a = system.fit(target, steps=4)
     with torch.no_grad():
         b = system.fit(target, steps=4)
@@ -553,7 +638,7 @@ def test_fit_refuses_what_is_not_finite(system, value):
         system.fit(clips)
 
 
-# Scores ------------------------------------------------------------------------------------------------------------------------------
+# Scores ------------------------------------------------------------------------------------
 
 
 def flat(*levels):
@@ -562,7 +647,8 @@ def flat(*levels):
 
 
 def test_baselines_by_hand():
-    "Person 0's trained clips are grey 0 and 0.2, 0.6 and 0: mean 0.2. The truth is 0.2 and 0.6: the mean frame is wrong by 0 and 0.4, the others by 0.2, 0.4 and 0.4, 0.6."
+    """Person 0's trained clips are grey 0 and 0.2, 0.6 and 0: mean 0.2. The truth is 0.2 and 0.6:
+    the mean frame is wrong by 0 and 0.4, the others by 0.2, 0.4 and 0.4, 0.6."""
     trained, pairs = (
         torch.cat([flat(0.0, 0.2), flat(0.6, 0.0), flat(1.0, 1.0)]),
         torch.tensor([[0, 0], [0, 1], [1, 0]]),
@@ -597,7 +683,7 @@ def test_ssim_is_one_for_equal_clips_and_falls():
     )
 
 
-# The command line ------------------------------------------------------------------------------------------------------------------
+# The command line --------------------------------------------------------------------------
 
 
 def test_the_command_trains_samples_and_evaluates(tmp_path, capsys):
@@ -641,7 +727,7 @@ def test_the_command_trains_samples_and_evaluates(tmp_path, capsys):
     assert len(said.err.strip().splitlines()) == 1
 
 
-# What ships --------------------------------------------------------------------------------------------------------------------------
+# What ships --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -657,7 +743,7 @@ def test_shipped_weights_beat_the_mean_frame(seed):
     )
     clips, cells = shapes_grid(c.statics, c.transients, c.size, c.length)
     real, held = (
-        to_float(first_frames(clips, c)),
+        to_float(first_frames(clips, c.length)),
         torch.ones(c.statics, c.transients, dtype=torch.bool),
     )
     held[tuple(system.codes.pairs.T)] = False
@@ -676,7 +762,7 @@ def test_shipped_weights_of_real_people(real_data):
     system = load_pretrained("weizmann")
     assert (system.config.statics, system.config.transients, system.config.clips) == (9, 4, 27)
     people = load("weizmann", size=system.config.size)
-    scenes, who = to_float(first_frames(people, system.config)), own_pairs(people)
+    scenes, who = to_float(first_frames(people, 16, 2)), own_pairs(people)
     held = ~(who[:, None] == system.codes.pairs).all(-1).any(1)
     assert held.sum() == 9 and torch.equal(who[~held], system.codes.pairs)
     made = system.exchange(*who.T)

@@ -1,4 +1,4 @@
-"Triplets of NAVS: what a reader would be bored by. The ideas are asserted in notebook 31."
+"Triplets of NAVS: what a reader would be bored by. The ideas stand in notebook 31."
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def by_hand(between, i, j, negative):
     return min(farther) if farther else max(strangers) if strangers else float("inf")
 
 
-# Distances ---------------------------------------------------------------------------------------------------------------------------
+# Distances ---------------------------------------------------------------------------------
 
 
 def test_distances_are_plain_and_of_each_clip():
@@ -47,7 +47,7 @@ def test_equal_codes_have_finite_gradients():
     assert torch.equal(still.grad, torch.zeros_like(still))
 
 
-# Who is a neighbour ------------------------------------------------------------------------------------------------------------------
+# Who is a neighbour ------------------------------------------------------------------------
 
 
 def test_neighbours_by_their_distance_in_time():
@@ -87,7 +87,7 @@ def test_the_shortest_clip_that_works():
     assert triplet_loss(codes(2, 7, 3)).isfinite() and neighbours(3, 1, 1)[1].sum() == 2
 
 
-# Which negative ----------------------------------------------------------------------------------------------------------------------
+# Which negative ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_an_anchor_without_negatives_gets_infinity_and_no_say():
     )  # a mean over anchors that have one
 
 
-# The loss ----------------------------------------------------------------------------------------------------------------------------
+# The loss ----------------------------------------------------------------------------------
 
 
 def test_loss_counted_by_hand():
-    z = line(
-        0, 1, 2, 6
-    )  # near 1, far 1. d to positive and to negative: (0,1) 1 2, (1,0) 1 5, (1,2) 1 5, (2,1) 1 2, (2,3) 4 2, (3,2) 4 5
+    # near 1, far 1. d to positive and to negative:
+    # (0,1) 1 2, (1,0) 1 5, (1,2) 1 5, (2,1) 1 2, (2,3) 4 2, (3,2) 4 5
+    z = line(0, 1, 2, 6)
 
     def costs(m):
         return [max(0, x + m) for x in (-1, -4, -4, -1, 2, -1)]
@@ -175,7 +175,7 @@ def test_gradient_is_that_of_small_changes():
     assert torch.autograd.gradcheck(lambda x: triplet_loss(x, 1.0, 2, 4), z)
 
 
-# The measure -------------------------------------------------------------------------------------------------------------------------
+# The measure -------------------------------------------------------------------------------
 
 
 def test_order_of_known_orders():

@@ -1,4 +1,4 @@
-"""vidcourse.perceptual: the small judges, their files, the scores made of them, and I3D against stored answers."""
+"vidcourse.perceptual: small classifiers, their files, scores made of them, I3D."
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_a_missing_file_names_the_command_only_where_one_fetches_it(tmp_path, mo
         p.load_i3d(tmp_path / "i3d_kinetics400_fp16.npz")
 
 
-# The classifier ----------------------------------------------------------------------------------------------------------------------
+# The classifier
 
 
 def test_resize():
@@ -92,19 +92,14 @@ def test_resize():
 def test_classifier_takes_any_size_and_length():
     network = p.VideoClassifier(("a", "b", "c"), size=16, width=4).eval()
     for shape in ((2, 3, 16, 16, 16), (1, 3, 5, 40, 24), (3, 3, 1, 16, 16)):
-        assert network(torch.zeros(shape)).shape == (shape[0], 3) and network.features(
-            torch.zeros(shape)
-        ).shape == (shape[0], 16)
+        clips = torch.zeros(shape)
+        assert network(clips).shape == (shape[0], 3)
+        assert network.features(clips).shape == (shape[0], 16)
 
 
 def test_augment_draws_once_a_clip_and_repeats_by_seed():
-    clip = (
-        torch.rand(4, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(
-            4, 3, 6, 16, 16
-        )
-        * 2
-        - 1
-    )
+    frame = torch.rand(4, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clip = frame.expand(4, 3, 6, 16, 16)
 
     def g():
         return torch.Generator().manual_seed(5)
@@ -121,12 +116,8 @@ def test_augment_mirrors_only_when_told():
     left[..., :4] = 1
 
     def side(x):
-        return (
-            (x[..., :8].mean((1, 2, 3, 4)) < x[..., 8:].mean((1, 2, 3, 4)))
-            .float()
-            .mean()
-            .item()
-        )
+        left_half, right_half = (half.mean((1, 2, 3, 4)) for half in x.chunk(2, -1))
+        return (left_half < right_half).float().mean().item()
 
     def g():
         return torch.Generator().manual_seed(0)
@@ -135,20 +126,13 @@ def test_augment_mirrors_only_when_told():
 
 
 def test_windows_are_evenly_spaced_and_know_their_clip():
-    frames = (
-        np.arange(30, dtype=np.uint8)[:, None, None, None]
-        .repeat(3, -1)
-        .repeat(4, 1)
-        .repeat(4, 2)
-    )
+    numbers = np.arange(30, dtype=np.uint8)[:, None, None, None]
+    frames = np.broadcast_to(numbers, (30, 4, 4, 3)).copy()
     clips = Clips.from_list([frames, frames[:9]], np.array([1, 0]), ("a", "b"))
     x, labels, owner = p.windows(clips, 4, step=2, each=3)
     starts = ((x[:, 0, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-    assert (
-        starts == [0, 11, 23, 0, 1, 2]
-        and owner.tolist() == [0, 0, 0, 1, 1, 1]
-        and labels.tolist() == [1, 1, 1, 0, 0, 0]
-    )
+    assert starts == [0, 11, 23, 0, 1, 2]
+    assert owner.tolist() == [0, 0, 0, 1, 1, 1] and labels.tolist() == [1, 1, 1, 0, 0, 0]
     assert ((x[0, 0, :, 0, 0] + 1) * 127.5).round().int().tolist() == [0, 2, 4, 6]
     with pytest.raises(ValueError, match="clip 1 has 9 frames"):
         p.windows(clips, 10)
@@ -156,27 +140,21 @@ def test_windows_are_evenly_spaced_and_know_their_clip():
 
 def test_training_learns_and_repeats_by_seed(trained):
     network, record = trained
-    assert (
-        record["held_out_accuracy"] > 0.9
-        and record["held_out_clips"] == 6
-        and not network.training
-    )
+    assert record["held_out_accuracy"] > 0.9 and record["held_out_clips"] == 6
+    assert not network.training
 
     def short(seed):
-        return p.train_classifier(ramps(), steps=3, size=16, width=4, batch=4, seed=seed)[
-            0
-        ].state_dict()
+        options = dict(steps=3, size=16, width=4, batch=4, seed=seed)
+        return p.train_classifier(ramps(), **options)[0].state_dict()
 
     a = short(1)
     torch.manual_seed(99)  # whatever happened in between
     before = torch.random.get_rng_state()
     b, c = short(1), short(2)
-    assert all(torch.equal(a[k], b[k]) for k in a) and any(
-        not torch.equal(a[k], c[k]) for k in a
-    )
-    assert torch.equal(
-        before, torch.random.get_rng_state()
-    )  # nobody else's randomness is touched
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+    # nobody else's randomness is touched
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_training_needs_labels():
@@ -192,13 +170,13 @@ def test_in_batches_is_eval_mode_and_leaves_the_mode_alone(trained):
     assert network.training
     network.eval()
     with torch.no_grad():
-        assert torch.allclose(got, network(x), atol=1e-5) and torch.allclose(
-            p.in_batches(network.features, x, 2), network.features(x), atol=1e-5
-        )
+        assert torch.allclose(got, network(x), atol=1e-5)
+        features = p.in_batches(network.features, x, 2)
+        assert torch.allclose(features, network.features(x), atol=1e-5)
     assert torch.equal(p.in_batches(lambda c: c.flatten(1), x, 2), x.flatten(1))
 
 
-# Files -------------------------------------------------------------------------------------------------------------------------------
+# Files
 
 
 def test_a_saved_classifier_comes_back(trained, tmp_path):
@@ -207,18 +185,13 @@ def test_a_saved_classifier_comes_back(trained, tmp_path):
         tmp_path / "deep" / "classifier.safetensors", network, data="ramps", **record
     )
     again, facts = p.load_classifier(path)
-    assert (
-        facts["data"] == "ramps"
-        and facts["held_out_accuracy"] == record["held_out_accuracy"]
-        and again.classes == network.classes
-    )
-    assert (
-        all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items())
-        and not again.training
-    )
-    assert [f.name for f in path.parent.iterdir()] == [
-        "classifier.safetensors"
-    ]  # nothing half-written is left
+    assert facts["data"] == "ramps" and again.classes == network.classes
+    assert facts["held_out_accuracy"] == record["held_out_accuracy"]
+    state = again.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+    assert not again.training and all(t.device.type == "cpu" for t in state.values())
+    # nothing half-written is left
+    assert [f.name for f in path.parent.iterdir()] == ["classifier.safetensors"]
     assert load_weights(path)[1] == facts  # the loop's reader agrees
 
 
@@ -239,32 +212,68 @@ def test_files_that_are_no_classifier(trained, tmp_path):
             p.load_classifier(tmp_path / f"{name}.safetensors")
 
 
+BAD_CONFIGS = {
+    "no table": [],
+    "missing": {},
+    "unknown field": {"colour": 3},
+    "other sizes": {"width": 5},
+    "would take 7 TB": {"width": 200_000},
+    "negative": {"width": -4},
+    "text": {"width": "4"},
+    "classes of another type": {"classes": 2},
+}
+
+
+@pytest.mark.parametrize("change", BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_what_a_file_says_of_itself_is_not_believed(change, trained, tmp_path):
+    network, _ = trained
+    config = {**network.config, **change} if change else change
+    path = p.save_classifier(tmp_path / "evil.safetensors", network, config=config)
+    with pytest.raises(ValueError, match="evil.safetensors"):
+        p.load_classifier(path)
+
+
+def test_deep_json_and_numbers_that_are_none(trained, tmp_path):
+    from safetensors.torch import save_file
+
+    network, _ = trained
+    state = network.state_dict()
+    save_file(state, tmp_path / "deep.safetensors", {"vidcourse": "[" * 100_000})
+    with pytest.raises(ValueError, match="deep.safetensors"):
+        p.load_classifier(tmp_path / "deep.safetensors")
+    broken = p.VideoClassifier(**network.config)
+    broken.head.bias.data[0] = float("nan")
+    path = p.save_classifier(tmp_path / "nan.safetensors", broken)
+    with pytest.raises(ValueError, match="nan.safetensors holds numbers that are not finite"):
+        p.load_classifier(path)
+
+
+def test_an_archive_that_is_no_i3d(tmp_path):
+    np.savez(tmp_path / "other.npz", frames=np.zeros(3))
+    (tmp_path / "torn.npz").write_bytes(b"PK torn")
+    for name in ("other.npz", "torn.npz"):
+        with pytest.raises(ValueError, match=f"{name} holds no I3D weights"):
+            p.load_i3d(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["classifier_shapes32", "classifier_weizmann32"])
-def test_shipped_judges_say_what_they_are(name):
+def test_shipped_classifiers_say_what_they_are(name):
     network, facts = p.load_classifier(weights_file(name))
-    assert {
-        "data",
-        "held_out_accuracy",
-        "held_out_clips",
-        "steps",
-        "seconds",
-        "hardware",
-    } <= set(facts)
+    told = {"data", "held_out_accuracy", "held_out_clips", "steps", "seconds", "hardware"}
+    assert told <= set(facts)
     assert facts["held_out_accuracy"] > 0.9 and network.size == 32 and network.length == 16
 
 
-def test_the_shipped_shapes_judge_is_right_on_new_shapes():
+def test_the_shipped_shapes_classifier_is_right_on_new_shapes():
     clips = load("shapes", n=60, size=32, seed=77)
     network, _ = p.load_classifier(weights_file("classifier_shapes32"))
     assert network.classes == clips.label_names
     x, y, _ = p.windows(clips, 16)
-    assert (
-        p.accuracy(network, x, y) > 0.95
-        and p.accuracy(network, x[:, :, :1].expand_as(x), y) < 0.5
-    )
+    assert p.accuracy(network, x, y) > 0.95
+    assert p.accuracy(network, x[:, :, :1].expand_as(x), y) < 0.5
 
 
-def test_the_shipped_weizmann_judge_on_people_it_never_saw(real_data):
+def test_the_shipped_weizmann_classifier_on_people_it_never_saw(real_data):
     clips = Clips.from_npz(real_data("weizmann64.npz"))
     network, facts = p.load_classifier(weights_file("classifier_weizmann32"))
     assert network.classes == clips.label_names and network.step == 2
@@ -273,17 +282,14 @@ def test_the_shipped_weizmann_judge_on_people_it_never_saw(real_data):
     assert abs(p.accuracy(network, x, y) - facts["held_out_accuracy"]) < 0.05
 
 
-# Scores ------------------------------------------------------------------------------------------------------------------------------
+# Scores
 
 
 def test_motion_control_score():
     seen = [2, 2, 0, 1, 1, 1]
     score = p.motion_control_score(told(seen), torch.tensor([2, 2, 0, 0, 1, 1]), Answers())
-    assert (
-        abs(score.score - 5 / 6) < 1e-6
-        and score.seen.tolist() == seen
-        and score.classes.tolist() == [0, 1, 2]
-    )
+    assert abs(score.score - 5 / 6) < 1e-6
+    assert score.seen.tolist() == seen and score.classes.tolist() == [0, 1, 2]
     assert score.table.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 2]]
     renamed = torch.tensor([0, 0, 1, 1, 2, 2])
     assert abs(p.motion_control_score(told(seen), renamed, Answers()).score - 1 / 6) < 1e-6
@@ -316,31 +322,27 @@ def test_fvd_is_the_distance_of_the_features_with_its_protocol(trained):
     assert "9 real, 7 fake" in str(score) and p.fvd(a, a, network.features).value < 1e-6
 
 
-# I3D ---------------------------------------------------------------------------------------------------------------------------------
+# I3D
 
 
 def test_same_padding_equals_tensorflows_rule():
     for length in range(1, 12):
         for kernel in (1, 2, 3, 7):
             for stride in (1, 2, 3):
-                padded = p.same_padding(
-                    torch.ones(1, 1, length, 1, 1), (kernel, 1, 1), (stride, 1, 1)
-                ).flatten()
+                ones = torch.ones(1, 1, length, 1, 1)
+                padded = p.same_padding(ones, (kernel, 1, 1), (stride, 1, 1)).flatten()
                 places = (len(padded) - kernel) // stride + 1
                 assert places == -(-length // stride)
-                front, back = (
-                    int((padded == 1).int().argmax()),
-                    int((padded.flip(0) == 1).int().argmax()),
-                )
+                front = int((padded == 1).int().argmax())
+                back = int((padded.flip(0) == 1).int().argmax())
                 assert back - front in (0, 1) and len(padded) == front + length + back
 
 
 def test_i3d_has_the_published_shapes():
     with torch.device("meta"):
         network = p.I3D()
-        assert (
-            sum(q.numel() for q in network.parameters()) == 12_689_984
-        )  # batch normalisation folded in
+        # batch normalisation folded in
+        assert sum(q.numel() for q in network.parameters()) == 12_689_984
         for shape in ((1, 3, 16, 64, 64), (2, 3, 9, 50, 70)):
             assert network(torch.zeros(shape)).shape == (shape[0], 400)
         network.size = 112
@@ -354,12 +356,9 @@ def test_i3d_without_weights_says_what_to_do(tmp_path):
 
 def test_i3d_answers_as_stored(real_data):
     network = p.load_i3d(real_data("i3d_kinetics400_fp16.npz"))
-    clips, check = (
-        Clips.from_npz(real_data("weizmann64.npz")),
-        np.load(real_data("i3d_check.npz")),
-    )
+    clips = Clips.from_npz(real_data("weizmann64.npz"))
+    check = np.load(real_data("i3d_check.npz"))
     x = to_float(np.stack([clips.clip(int(i))[:16] for i in check["clip_index"]]))
     logits = p.in_batches(network, x)
-    assert (logits - torch.from_numpy(check["logits"])).abs().max() < 1e-3 and logits.argmax(
-        1
-    ).tolist() == [164, 333, 248]
+    assert (logits - torch.from_numpy(check["logits"])).abs().max() < 1e-3
+    assert logits.argmax(1).tolist() == [164, 333, 248]

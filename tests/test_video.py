@@ -12,10 +12,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from vidcourse import video
-from vidcourse.sources import decode, fit, in_order, read
+from vidcourse.sources import fit, read
 from vidcourse.video import (
     apng,
     as_frames,
@@ -230,61 +229,12 @@ def test_several_clips(tmp_path, clip):
     clips = np.stack([clip, clip[::-1], 255 - clip])
     assert read(write(tmp_path / "a.apng", clips)).shape == (12, 66, 98, 3)
     for suffix in (".png", ".npz"):
-        with pytest.raises(ValueError, match="read takes one"):
+        with pytest.raises(ValueError, match="holds 3 clips, and one is read here"):
             read(write(tmp_path / f"a{suffix}", clips))
     assert np.array_equal(np.load(tmp_path / "a.npz")["frames"], clips)
     np.savez(tmp_path / "b.npz", frames=clips[0], offsets=[0, 5, 12])
-    with pytest.raises(ValueError, match="several clips"):
+    with pytest.raises(ValueError, match="holds 2 clips, and one is read here"):
         read(tmp_path / "b.npz")
-
-
-def test_foreign_strips(tmp_path, clip):
-    square = clip[:, :, :32]
-    Image.fromarray(np.concatenate(square, 1)).save(tmp_path / "across.png")
-    Image.fromarray(np.concatenate(square, 0)).save(tmp_path / "down.png")
-    for name in ("across.png", "down.png"):
-        assert np.array_equal(read(tmp_path / name), square)
-    Image.fromarray(clip[0]).save(tmp_path / "photo.png")
-    with pytest.raises(ValueError, match="32 x 48: no row of square frames"):
-        read(tmp_path / "photo.png")
-
-
-def test_folder_of_frames(tmp_path, clip):
-    for k in range(12):
-        Image.fromarray(clip[k]).save(tmp_path / f"{k:03d}.png")
-    (tmp_path / "notes.txt").write_text("not a frame")
-    (tmp_path / ".hidden.png").write_text("nor this")
-    assert np.array_equal(read(tmp_path), clip) and np.array_equal(
-        read(tmp_path, max_frames=5), clip[:5]
-    )
-    Image.fromarray(clip[0, :20]).save(tmp_path / "999.png")
-    with pytest.raises(ValueError, match="different sizes"):
-        read(tmp_path)
-    assert read(tmp_path, size=16).shape == (13, 16, 16, 3)
-    (tmp_path / "5.png").write_bytes((tmp_path / "004.png").read_bytes()[:60])
-    with pytest.raises(ValueError, match="5.png can't be read as an image"):
-        read(tmp_path)
-
-
-def test_frames_in_a_folder_come_in_the_order_of_their_numbers(tmp_path, clip):
-    for k in range(12):
-        Image.fromarray(clip[k]).save(
-            tmp_path / f"frame{k}.png"
-        )  # as text: 0, 1, 10, 11, 2, ...
-    assert np.array_equal(read(tmp_path), clip) and np.array_equal(
-        read(tmp_path, max_frames=3), clip[:3]
-    )
-    for name in ("a10b2.png", "a10b1.png", "a9b3.png", "7.png", "²x.png", "07.png"):
-        (tmp_path / "names" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "names" / name).touch()
-    assert [path.stem for path in in_order(tmp_path / "names")] == [
-        "a9b3",
-        "a10b1",
-        "a10b2",
-        "²x",
-        "07",
-        "7",
-    ]
 
 
 def test_size_and_max_frames(tmp_path, clip):
@@ -301,112 +251,12 @@ def test_size_and_max_frames(tmp_path, clip):
             fit(clip, size)
 
 
-def test_phone_videos_are_turned_upright(tmp_path, clip):
-    data = bytearray(write(tmp_path / "a.mp4", clip).read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40  # ISO 14496-12, track header, version 0
-    turned = [
-        0,
-        1 << 16,
-        0,
-        -1 << 16,
-        0,
-        0,
-        0,
-        0,
-        1 << 30,
-    ]  # show it turned by 90 degrees, clockwise
-    data[matrix : matrix + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in turned)
-    (tmp_path / "b.mp4").write_bytes(data)
-    assert np.array_equal(
-        read(tmp_path / "b.mp4"), np.rot90(read(tmp_path / "a.mp4"), -1, axes=(1, 2))
-    )
-
-
 # ---- files that are bad
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="lost.mp4 does not exist"):
         read(tmp_path / "lost.mp4")
-
-
-def streamable_mp4(path, clip):
-    "An mp4 with its index in front, as on the web: what remains of it after a broken download still opens."
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
-        stream = file.add_stream("libx264", rate=8, options={"crf": "5"})
-        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
-        for frame in clip:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        file.mux(stream.encode())
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize("front", [False, True])
-@pytest.mark.parametrize("share", [0, 0.02, 0.3, 0.6, 0.9, 0.99])
-def test_truncated_mp4(tmp_path, front, share):
-    noisy = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    whole = (
-        streamable_mp4(tmp_path / "a.mp4", noisy)
-        if front
-        else write(tmp_path / "a.mp4", noisy).read_bytes()
-    )
-    assert len(read(tmp_path / "a.mp4")) == 12
-    (tmp_path / "a.mp4").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match="a.mp4.*(cut short|can't be read as a video)"):
-        read(tmp_path / "a.mp4")
-
-
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.93, 0.95])
-def test_truncated_avi(tmp_path, clip, share):
-    with av.open(str(tmp_path / "a.avi"), "w") as file:
-        stream = file.add_stream("mpeg4", rate=8)
-        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
-        for frame in clip:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        file.mux(stream.encode())
-    assert read(tmp_path / "a.avi").shape == clip.shape
-    whole = (tmp_path / "a.avi").read_bytes()
-    (tmp_path / "a.avi").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match="a.avi.*(cut short|can't be read)"):
-        read(tmp_path / "a.avi")
-
-
-@pytest.mark.parametrize("suffix", [".gif", ".apng", ".npz", ".png"])
-@pytest.mark.parametrize("share", [0, 0.05, 0.3, 0.5, 0.8])
-def test_other_truncated_files(tmp_path, clip, suffix, share):
-    path = write(tmp_path / f"a{suffix}", clip)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=f"a{suffix}"):
-        read(path)
-
-
-@pytest.mark.parametrize("suffix, lost", [(".gif", 1), (".apng", 8)])
-def test_cut_after_the_last_frame(tmp_path, clip, suffix, lost):
-    path = write(tmp_path / f"a{suffix}", clip)
-    path.write_bytes(path.read_bytes()[:-lost])
-    with pytest.raises(ValueError, match="cut short: its end is missing after 12 frames; copy"):
-        read(path)
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".apng", ".npz", ".png", ".xyz"])
-def test_a_web_page_under_a_wrong_name(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
-    path.write_text("<html>404 not found</html>" * 50)
-    with pytest.raises(ValueError, match=f"a{suffix}"):
-        read(path)
-
-
-def test_sound_without_pictures(tmp_path):
-    with av.open(str(tmp_path / "a.wav"), "w") as file:
-        stream = file.add_stream("pcm_s16le", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(
-            np.zeros((1, 800), np.int16), format="s16", layout="mono"
-        )
-        frame.sample_rate = 8000
-        file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-    with pytest.raises(ValueError, match="no video in it"):
-        read(tmp_path / "a.wav")
 
 
 def test_bad_archives(tmp_path):
@@ -420,11 +270,6 @@ def test_bad_archives(tmp_path):
         np.savez(path, **content)
         with pytest.raises(ValueError, match="a.npz"):
             read(path)
-
-
-def test_empty_folder(tmp_path):
-    with pytest.raises(ValueError, match="holds no frames"):
-        read(tmp_path)
 
 
 # ---- writing that fails
@@ -499,22 +344,19 @@ def test_file_size_limit_in_a_real_process(tmp_path):
     code = f"""
         import resource, signal, numpy as np
         from vidcourse.video import write
-        write({str(tmp_path / "a.npz")!r}, np.zeros((2, 8, 8, 3), np.uint8))
+        path = {str(tmp_path / "a.npz")!r}
+        write(path, np.zeros((2, 8, 8, 3), np.uint8))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-        try: write({str(tmp_path / "a.npz")!r}, np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+        noise = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+        try: write(path, noise)
         except OSError as error: print("refused:", error)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    run = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert "refused:" in done.stdout and "could not write" in done.stdout, done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"] and read(
-        tmp_path / "a.npz"
-    ).shape == (2, 8, 8, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+    assert read(tmp_path / "a.npz").shape == (2, 8, 8, 3)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -538,35 +380,7 @@ def test_atomic_needs_a_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_decode_stops_early(tmp_path, clip):
-    path = write(tmp_path / "a.mp4", clip)
-    assert len(list(decode(path, max_frames=2))) == 2
-
-
 # ---- found by breaking the module on purpose
-
-
-def test_mp4_cut_between_two_frames(tmp_path, clip):
-    whole = streamable_mp4(tmp_path / "a.mp4", clip)
-    with av.open(str(tmp_path / "a.mp4")) as file:
-        starts = sorted(packet.pos for packet in file.demux(video=0) if packet.size)
-    (tmp_path / "a.mp4").write_bytes(whole[: starts[8]])
-    with pytest.raises(ValueError, match="cut short: 8 of 12 frames"):
-        read(tmp_path / "a.mp4")
-
-
-def test_avi_cut_in_its_index(tmp_path, clip):
-    with av.open(str(tmp_path / "a.avi"), "w") as file:
-        stream = file.add_stream("mpeg4", rate=8)
-        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
-        for frame in clip:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        file.mux(stream.encode())
-    whole = (tmp_path / "a.avi").read_bytes()
-    for end in range(whole.index(b"idx1"), len(whole) - 2, 7):
-        (tmp_path / "a.avi").write_bytes(whole[:end])
-        with pytest.raises(ValueError, match="a.avi"):
-            read(tmp_path / "a.avi")
 
 
 def test_the_new_file_is_the_temporary_one_renamed(tmp_path):

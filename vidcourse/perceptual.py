@@ -2,13 +2,14 @@
 
 # %% auto #0
 __all__ = ['MIXED', 'POOLS', 'resize', 'conv_block', 'VideoClassifier', 'augment', 'windows', 'in_batches', 'accuracy',
-           'train_classifier', 'save_classifier', 'load_classifier', 'MotionControl', 'motion_control_score',
-           'FrechetScore', 'fvd', 'same_padding', 'same_pool', 'Unit', 'Mixed', 'I3D', 'load_i3d']
+           'train_classifier', 'save_classifier', 'read_classifier', 'load_classifier', 'MotionControl',
+           'motion_control_score', 'FrechetScore', 'fvd', 'same_padding', 'same_pool', 'Unit', 'Mixed', 'I3D',
+           'load_i3d']
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02005
 import json
-import os
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +19,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .course import choose_device
 from .metrics import frechet_distance, match_categories
-from .video import to_float
+from .video import atomic, to_float
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02006
 def resize(clips: Float[Tensor, "n c t h w"], size: int) -> Float[Tensor, "n c t size size"]:
-    """Every frame to `size` x `size`: bilinear, smoothed first where it shrinks; untouched when it fits."""
+    "Every frame to `size` x `size`: bilinear, smoothed where it shrinks; untouched when it fits."
     if clips.shape[-2:] == (size, size):
         return clips
     frames = clips.transpose(1, 2).flatten(0, 1)
@@ -46,7 +48,8 @@ def conv_block(inputs: int, outputs: int, stride: tuple[int, int, int]) -> nn.Se
 class VideoClassifier(nn.Module):
     """A small 3-D convolutional network that names what happens in a clip.
 
-    Takes clips in [-1, 1] of any size (resized to `size`) and any length; trained on `length` frames at frame step `step`.
+    Takes clips in [-1, 1] of any size (resized to `size`) and any length; it is trained on
+    `length` frames, `step` apart.
     """
 
     def __init__(
@@ -58,9 +61,8 @@ class VideoClassifier(nn.Module):
         width: int = 16,
     ):
         super().__init__()
-        self.config = dict(
-            classes=list(classes), size=size, length=length, step=step, width=width
-        )
+        sizes = dict(size=size, length=length, step=step, width=width)
+        self.config = dict(classes=list(classes), **sizes)
         self.classes, self.size, self.length, self.step = tuple(classes), size, length, step
         self.body = nn.Sequential(
             conv_block(3, width, (1, 2, 2)),
@@ -92,19 +94,18 @@ def augment(
     `flip` mirrors half of the clips left to right: only where the mirror image has the same label.
     """
 
-    def draw(*shape):
+    def draw(*shape):  # between -1 and 1, another number for each clip
         return torch.rand(len(clips), *shape, generator=rng).to(clips.device) * 2 - 1
 
-    scale, theta = 1 + zoom * draw(), torch.zeros(len(clips), 2, 3, device=clips.device)
-    theta[:, 0, 0] = scale * torch.where(draw() < 0, -1.0, 1.0) if flip else scale
-    theta[:, 1, 1], theta[:, :, 2] = scale, shift * draw(2)
-    flat = clips.flatten(1, 2)
-    moved = F.grid_sample(
-        flat,
-        F.affine_grid(theta, list(flat.shape), align_corners=False),
-        padding_mode="border",
-        align_corners=False,
-    )
+    scale = 1 + zoom * draw()
+    sides = torch.where(draw() < 0, -1.0, 1.0) if flip else 1.0
+    theta = torch.zeros(len(clips), 2, 3, device=clips.device)  # from places out to places in
+    theta[:, 0, 0] = scale * sides
+    theta[:, 1, 1] = scale
+    theta[:, :, 2] = shift * draw(2)
+    flat = clips.flatten(1, 2)  # all frames of a clip as channels of one picture
+    places = F.affine_grid(theta, list(flat.shape), align_corners=False)
+    moved = F.grid_sample(flat, places, padding_mode="border", align_corners=False)
     gain, offset = 1 + light * draw(3, 1, 1, 1), light * draw(3, 1, 1, 1)
     return (moved.view(clips.shape) * gain + offset).clamp(-1, 1)
 
@@ -112,26 +113,34 @@ def augment(
 def windows(
     clips, length: int, step: int = 1, each: int = 4
 ) -> tuple[Float[Tensor, "n c t h w"], Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Up to `each` evenly spaced windows of every clip: (windows, labels, which clip each is from). No randomness."""
-    out, owner, need = [], [], (length - 1) * step + 1
+    """Up to `each` evenly spaced windows of every clip, without randomness.
+
+    Returns the windows, their labels (-1 without labels) and which clip each is from. ValueError
+    for a clip that is too short.
+    """
+    found, owner, needed = [], [], (length - 1) * step + 1
     for i in range(len(clips)):
         frames = clips.clip(i)
-        if len(frames) < need:
+        if len(frames) < needed:
             raise ValueError(
-                f"clip {i} has {len(frames)} frames; a window of {length} at frame step {step} needs {need}"
+                f"clip {i} has {len(frames)} frames; a window of {length} frames, {step} apart, "
+                f"needs {needed}"
             )
-        for s in np.unique(np.linspace(0, len(frames) - need, each).astype(int)):
-            out.append(frames[s : s + need : step])
+        for begin in np.unique(np.linspace(0, len(frames) - needed, each).astype(int)):
+            found.append(frames[begin : begin + needed : step])
             owner.append(i)
     labels = clips.labels[owner] if clips.labels is not None else np.full(len(owner), -1)
-    return to_float(np.stack(out)), torch.as_tensor(labels), torch.tensor(owner)
+    return to_float(np.stack(found)), torch.as_tensor(labels), torch.tensor(owner)
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02017
 @torch.no_grad()
 def in_batches(
     network: Callable[[Tensor], Tensor], clips: Float[Tensor, "n c t h w"], batch: int = 32
 ) -> Float[Tensor, "n d"]:
-    """What a network (or a method of one) answers to many clips, a few at a time: in eval mode, on its device, answers on the CPU."""
+    """What a network (or a method of one) answers to many clips, `batch` at a time.
+
+    It is in eval mode meanwhile, and on its device; the answers are on the CPU.
+    """
     module = getattr(network, "__self__", network)
     if not isinstance(module, nn.Module):
         return torch.cat([network(part) for part in clips.split(batch)])
@@ -161,71 +170,87 @@ def train_classifier(
     step: int = 1,
     size: int = 32,
     width: int = 16,
-    device="cpu",
+    device: str | torch.device | None = None,
     **augmentation,
 ) -> tuple[VideoClassifier, dict]:
-    """Train a `VideoClassifier` on labelled `Clips`; `held_out`, other `Clips`, serve only to measure its accuracy.
+    """Train a `VideoClassifier` on labelled `Clips`; on others, `held_out`, it is only measured.
 
-    Returns the classifier (eval mode) and a record: accuracy over evenly spaced held-out windows, steps, seconds.
-    More options go to `augment`. ValueError for clips without labels.
+    Returns the classifier (eval mode) and a record: accuracy over evenly spaced held-out windows,
+    steps, seconds. More options go to `augment`. ValueError for clips without labels.
     """
     if clips.labels is None:
         raise ValueError("a classifier needs labelled clips; these have no labels")
-    generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
+    device, began = choose_device(device), time.perf_counter()
+    rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # first weights and dropout draw from torch's own generator
         network = VideoClassifier(clips.label_names, size, length, step, width).to(device)
         optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
         for _ in range(steps):
-            x, y = clips.batch(batch, length, generator, step=step, return_labels=True)
-            logits = network(augment(resize(x.to(device), size), generator, **augmentation))
-            loss = F.cross_entropy(logits, y.to(device), label_smoothing=0.05)
-            optimiser.zero_grad(), loss.backward(), optimiser.step(), schedule.step()
-    record = dict(steps=steps, seconds=round(time.perf_counter() - start, 1), seed=seed)
+            x, y = clips.batch(batch, length, rng, step=step, return_labels=True)
+            seen = augment(resize(x.to(device), size), rng, **augmentation)
+            loss = F.cross_entropy(network(seen), y.to(device), label_smoothing=0.05)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    record = dict(steps=steps, seconds=round(time.perf_counter() - began, 1), seed=seed)
     if held_out is not None:
         x, y, _ = windows(held_out, length, step)
-        record |= dict(
-            held_out_accuracy=accuracy(network, x, y),
-            held_out_windows=len(y),
-            held_out_clips=len(held_out),
-        )
+        right = accuracy(network, x, y)
+        record |= dict(held_out_accuracy=right, held_out_windows=len(y))
+        record |= dict(held_out_clips=len(held_out))
     return network.eval(), record
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02023
 def save_classifier(path: str | Path, network: VideoClassifier, **facts) -> Path:
-    """Write weights and the facts about them into one safetensors file; it appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write weights and the facts about them into one safetensors file, whole or not at all."""
     note = json.dumps({"format": 1, "system": "classifier", "config": network.config, **facts})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(
-        save(
-            {k: v.cpu().contiguous() for k, v in network.state_dict().items()},
-            {"vidcourse": note},
-        )
-    )
-    return temporary.replace(path)
+    tensors = {k: v.cpu().contiguous() for k, v in network.state_dict().items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, {"vidcourse": note})
+    return Path(path)
 
-
-def load_classifier(path: str | Path) -> tuple[VideoClassifier, dict]:
-    """Read what `save_classifier` wrote: (classifier in eval mode, facts). Runs no code from the file; ValueError for others."""
+# %% ../nbs/02_perceptual_metrics.ipynb #02loadc
+def read_classifier(path: str | Path) -> tuple[dict, dict]:
+    """Tensors and facts of a file that `save_classifier` wrote; FileNotFoundError, ValueError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no classifier weights at {path}")
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("vidcourse", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, ValueError) as error:
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); write it with save_classifier"
         ) from None
+    if not isinstance(facts, dict):
+        facts = {}
     if (facts.get("system"), facts.get("format")) != ("classifier", 1):
+        what = f"{facts.get('system', 'unknown weights')}, format {facts.get('format')}"
+        raise ValueError(f"{path} holds {what}; expected classifier, format 1")
+    return tensors, facts
+
+
+def load_classifier(path: str | Path) -> tuple[VideoClassifier, dict]:
+    """Read what `save_classifier` wrote: (classifier in eval mode, facts).
+
+    Runs no code from the file. ValueError, with its name, for any other file.
+    """
+    tensors, facts = read_classifier(path)
+    try:
+        with torch.device("meta"):
+            network = VideoClassifier(**facts["config"])
+        network.load_state_dict(tensors, assign=True)
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{path} does not fit its own description ({reason})") from None
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(
-            f"{path} holds {facts.get('system', 'unknown weights')}, format {facts.get('format')}; expected classifier, format 1"
+            f"{path} holds numbers that are not finite; train the classifier again"
         )
-    network = VideoClassifier(**facts["config"])
-    network.load_state_dict(tensors)
     return network.eval(), facts
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02036
@@ -244,19 +269,18 @@ def motion_control_score(
     classifier: nn.Module,
     match: bool = False,
 ) -> MotionControl:
-    """Motion control score of MoCoGAN (2018): accuracy, on generated clips, of a classifier trained on real ones.
+    """Motion control score (MoCoGAN, 2018): a classifier of real clips reads generated ones.
 
-    `match=True` is for categories without names: they are first given to classes, one each, so that most clips agree.
-    Give the classifier's accuracy on held-out real clips beside it.
+    The score is its accuracy. `match=True` is for categories without names: they are first given to
+    classes, one each, so that most clips agree. Give the accuracy on held-out real clips beside it.
     """
     logits = in_batches(classifier, clips)
-    seen, wanted, classes = logits.argmax(1), torch.as_tensor(wanted).cpu(), logits.shape[1]
+    classes, seen, wanted = logits.shape[1], logits.argmax(1), torch.as_tensor(wanted).cpu()
     found = match_categories(wanted, seen, max(classes, int(wanted.max()) + 1), classes)
     if match:
         return MotionControl(found.accuracy, seen, found.classes, found.table)
-    return MotionControl(
-        (seen == wanted).float().mean().item(), seen, np.arange(len(found.table)), found.table
-    )
+    score = (seen == wanted).float().mean().item()
+    return MotionControl(score, seen, np.arange(len(found.table)), found.table)
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02040
 class FrechetScore(NamedTuple):
@@ -277,30 +301,32 @@ def fvd(
 ) -> FrechetScore:
     """Frechet distance of two sets of clips under a network's features, with its protocol.
 
-    `features`: an `I3D` (its logits; then this is the Frechet video distance of Unterthiner et al. 2018) or the method
-    `features` of a `VideoClassifier`. Only values of one and the same protocol may be compared.
+    `features`: an `I3D` (its logits; then this is the Frechet video distance of Unterthiner et al.
+    2018) or the method `features` of a `VideoClassifier`. Only values of one and the same protocol
+    may be compared.
     """
     owner = getattr(features, "__self__", features)
-    return FrechetScore(
-        frechet_distance(in_batches(features, real, batch), in_batches(features, fake, batch)),
-        dict(
-            network=type(owner).__name__,
-            clips=f"{len(real)} real, {len(fake)} fake",
-            frames=f"{real.shape[2]} and {fake.shape[2]}",
-            pixels=f"{real.shape[-1]} and {fake.shape[-1]}",
-            resized_to=getattr(owner, "size", None),
-        ),
+    of_real, of_fake = (in_batches(features, clips, batch) for clips in (real, fake))
+    protocol = dict(
+        network=type(owner).__name__,
+        clips=f"{len(real)} real, {len(fake)} fake",
+        frames=f"{real.shape[2]} and {fake.shape[2]}",
+        pixels=f"{real.shape[-1]} and {fake.shape[-1]}",
+        resized_to=getattr(owner, "size", None),
     )
+    return FrechetScore(frechet_distance(of_real, of_fake), protocol)
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02046
 def same_padding(
     x: Float[Tensor, "n c t h w"], kernel: tuple[int, ...], stride: tuple[int, ...]
 ) -> Float[Tensor, "n c t2 h2 w2"]:
-    """TensorFlow's SAME: zeros so that `ceil(length / stride)` places fit, the odd one on the far side."""
-    short = [
-        max(0, (-(-a // s) - 1) * s + k - a) for a, k, s in zip(x.shape[2:], kernel, stride)
-    ]
-    return F.pad(x, [side for n in reversed(short) for side in (n // 2, n - n // 2)])
+    """TensorFlow's SAME: zeros for `ceil(length / stride)` places, the odd one at the end."""
+    pads = []
+    for length, s, k in zip(x.shape[2:], stride, kernel):
+        places = -(-length // s)
+        missing = max(0, (places - 1) * s + k - length)
+        pads = [missing // 2, missing - missing // 2, *pads]  # F.pad begins with the last axis
+    return F.pad(x, pads)
 
 
 def same_pool(
@@ -311,7 +337,7 @@ def same_pool(
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02049
 class Unit(nn.Module):
-    """Convolution with SAME padding, then ReLU; batch normalisation is already folded into the weights."""
+    """Convolution with SAME padding, then ReLU; batch normalisation is folded into the weights."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1):
         super().__init__()
@@ -333,17 +359,12 @@ class Mixed(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n d t h w"]:
         """The four views, concatenated over channels."""
-        return torch.cat(
-            [
-                self.b0(x),
-                self.b1b(self.b1a(x)),
-                self.b2b(self.b2a(x)),
-                self.b3(same_pool(x, (3, 3, 3), (1, 1, 1))),
-            ],
-            1,
-        )
+        pooled = same_pool(x, (3, 3, 3), (1, 1, 1))
+        views = [self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3(pooled)]
+        return torch.cat(views, 1)
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02050
+# For each block: channels that come in, then those of its convolutions.
 MIXED = {
     "3b": (192, 64, 96, 128, 16, 32, 32),
     "3c": (256, 128, 128, 192, 32, 96, 64),
@@ -355,17 +376,19 @@ MIXED = {
     "5b": (832, 256, 160, 320, 32, 128, 128),
     "5c": (832, 384, 192, 384, 48, 128, 128),
 }
+# Kernel and stride of the pool before a block, where there is one.
 POOLS = {
     "3b": ((1, 3, 3), (1, 2, 2)),
     "4b": ((3, 3, 3), (2, 2, 2)),
     "5b": ((2, 2, 2), (2, 2, 2)),
-}  # before these blocks
+}
 
-
+# %% ../nbs/02_perceptual_metrics.ipynb #02i3dc
 class I3D(nn.Module):
-    """Inception-v1 inflated to three dimensions (Carreira and Zisserman 2017): clips in [-1, 1] to 400 Kinetics logits.
+    """Inception-v1 inflated to three dimensions (Carreira and Zisserman 2017).
 
-    Frames are resized to `size` (bilinear, no smoothing): 224 is the network's own, 112 a fast preset on another scale.
+    Clips in [-1, 1] to 400 logits of Kinetics. Frames are resized to `size` (bilinear, no
+    smoothing): 224 is the network's own, 112 a fast preset on another scale.
     """
 
     def __init__(self, size: int = 224):
@@ -376,35 +399,43 @@ class I3D(nn.Module):
             setattr(self, f"Mixed_{name}", Mixed(*channels))
         self.Logits = nn.ModuleDict({"conv": nn.Conv3d(1024, 400, 1)})
 
+    def resized(self, clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n 3 t size size"]:
+        """Every frame at the network's own size."""
+        frames, shape = clips.transpose(1, 2).flatten(0, 1), (self.size, self.size)
+        frames = F.interpolate(frames, shape, mode="bilinear", align_corners=False)
+        return frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+
     def forward(self, clips: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n 400"]:
         """Logits, before any softmax: the features of the Frechet video distance."""
-        frames = F.interpolate(
-            clips.transpose(1, 2).flatten(0, 1),
-            (self.size, self.size),
-            mode="bilinear",
-            align_corners=False,
-        )
-        x = self.Conv3d_1a_7x7(
-            frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
-        )
-        x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(same_pool(x, (1, 3, 3), (1, 2, 2))))
+        x = same_pool(self.Conv3d_1a_7x7(self.resized(clips)), (1, 3, 3), (1, 2, 2))
+        x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x))
         for name in MIXED:
-            x = getattr(self, f"Mixed_{name}")(
-                same_pool(x, *POOLS[name]) if name in POOLS else x
-            )
-        window = [min(a, b) for a, b in zip((2, 7, 7), x.shape[2:])]
+            if name in POOLS:
+                x = same_pool(x, *POOLS[name])
+            x = getattr(self, f"Mixed_{name}")(x)
+        window = [min(most, length) for most, length in zip((2, 7, 7), x.shape[2:])]
         return self.Logits["conv"](F.avg_pool3d(x, window, 1)).mean((2, 3, 4))
 
 # %% ../nbs/02_perceptual_metrics.ipynb #02052
 def load_i3d(path: str | Path, size: int = 224) -> I3D:
-    """An `I3D` in eval mode with the weights of an `.npz` (float16 on disk); FileNotFoundError says what to do instead."""
+    """An `I3D` in eval mode with the weights of an `.npz` (float16 on disk).
+
+    FileNotFoundError says what to do without them; ValueError for another archive.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"no I3D weights at {path}. They are optional and no command fetches them: put i3d_kinetics400_fp16.npz into the data folder, "
-            "or use the features of a VideoClassifier (whose distances are on another scale)"
+            f"no I3D weights at {path}. They are optional and no command fetches them: put "
+            "i3d_kinetics400_fp16.npz into the data folder, or use the features of a "
+            "VideoClassifier (whose distances are on another scale)"
         )
-    with np.load(path, allow_pickle=False) as file:
-        state = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file.files}
     network = I3D(size)
-    network.load_state_dict(state)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            state = {
+                name: torch.from_numpy(file[name].astype(np.float32)) for name in file.files
+            }
+        network.load_state_dict(state)
+    except (ValueError, RuntimeError, AttributeError, OSError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} holds no I3D weights ({reason})") from None
     return network.eval()

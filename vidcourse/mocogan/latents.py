@@ -4,7 +4,10 @@
 __all__ = ['Codes', 'draw_codes', 'MotionRNN', 'with_motion', 'code_grid']
 
 # %% ../../nbs/10_content_and_motion.ipynb #10005
-"The latent half of MoCoGAN: content drawn once, motion walked by a recurrent unit, category held (Tulyakov et al. 2018)."
+"""The latent half of MoCoGAN (Tulyakov et al. 2018).
+
+Content is drawn once per clip, motion codes come from a recurrent network, the category is held.
+"""
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,12 +18,18 @@ from torch.nn import functional as F
 from ..systems import crossed
 
 # %% ../../nbs/10_content_and_motion.ipynb #10031
+def _optional(x: Tensor | None, change) -> Tensor | None:
+    "A tensor changed, or None as it is."
+    return None if x is None else change(x)
+
+
 @dataclass(frozen=True)
 class Codes:
     """Everything that is random about `n` clips (paper, section 3).
 
-    `content` (n, c), `start` (n, m) the state before the first frame, `noise` (n, t, m) one vector a frame,
-    `category` (n,) whole numbers, or (n, t) to change it along the way; None for a model without categories.
+    `content` (n, c), `start` (n, m) the state before the first frame, `noise` (n, t, m) one
+    vector a frame, `category` (n,) whole numbers, or (n, t) to change it along the way; None for
+    a model without categories.
     """
 
     content: Float[Tensor, "n c"]
@@ -37,25 +46,18 @@ class Codes:
         "Number of frames."
         return self.noise.shape[1]
 
+    def each(self, change) -> "Codes":
+        "The codes with `change` applied to every tensor."
+        fields = self.content, self.start, self.noise, self.category
+        return Codes(*(_optional(x, change) for x in fields))
+
     def __getitem__(self, index) -> "Codes":
         "Some of the clips: an integer tensor, a slice or a list."
-
-        def take(x):
-            return None if x is None else x[index]
-
-        return Codes(
-            take(self.content), take(self.start), take(self.noise), take(self.category)
-        )
+        return self.each(lambda x: x[index])
 
     def to(self, device) -> "Codes":
         "The same codes on another device."
-
-        def move(x):
-            return None if x is None else x.to(device)
-
-        return Codes(
-            move(self.content), move(self.start), move(self.noise), move(self.category)
-        )
+        return self.each(lambda x: x.to(device))
 
 # %% ../../nbs/10_content_and_motion.ipynb #10032
 def draw_codes(
@@ -68,10 +70,12 @@ def draw_codes(
     category: Int[Tensor, "n"] | int | None = None,
     rng: torch.Generator | None = None,
 ) -> Codes:
-    """Draw codes for `n` clips of `length` frames from the prior (paper, section 3), on the generator's device.
+    """Draw codes for `n` clips of `length` frames from the prior, on the device of `rng`.
 
-    `category` asks for one kind (a number, or one per clip); by default it is drawn evenly. Noise is drawn frame by frame, so the same seed with
-    a larger `length` gives the same clips going on. Raises ValueError for `n` or `length` below 1 or a category outside `range(categories)`.
+    `category` asks for one kind (a number, or one per clip); by default it is drawn evenly. Noise
+    is drawn frame by frame, so the same seed with a larger `length` gives the same clips going
+    on. ValueError for `n` or `length` below 1 or a category outside `range(categories)`.
+    (Paper, section 3.)
     """
     if n < 1 or length < 1:
         raise ValueError(f"asked for {n} clips of {length} frames; both must be at least 1")
@@ -80,9 +84,9 @@ def draw_codes(
     def normal(*shape):
         return torch.randn(*shape, generator=rng, device=device)
 
-    drawn = (
-        torch.randint(categories, (n,), generator=rng, device=device) if categories else None
-    )
+    drawn = None
+    if categories:
+        drawn = torch.randint(categories, (n,), generator=rng, device=device)
     if category is not None:
         drawn = _check_category(category, n, categories, device)
     z, h = normal(n, content), normal(n, motion)
@@ -95,7 +99,8 @@ def _check_category(category, n: int, categories: int, device) -> Int[Tensor, "n
     wanted = torch.as_tensor(category, device=device).long()
     if not categories:
         raise ValueError(
-            "this model was built without categories, so none can be asked for; leave `category` out"
+            "this model was built without categories, so none can be asked for; leave "
+            "`category` out"
         )
     if wanted.min() < 0 or wanted.max() >= categories:
         raise ValueError(
@@ -109,11 +114,13 @@ def _check_category(category, n: int, categories: int, device) -> Int[Tensor, "n
 
 # %% ../../nbs/10_content_and_motion.ipynb #10041
 class MotionRNN(nn.Module):
-    """Codes to frame latents: a GRU driven by noise, content and category repeated (paper, section 3; released sizes 50, 10, 6).
+    """The recurrent motion network: codes to frame latents, by a GRU driven by noise.
 
-    `category_into` is "recurrence" (the paper: the unit hears the category at each step) or "generator" (the released code:
-    the category goes past the unit, straight to the image generator). With `bounded_start` the start is squashed by tanh into the box where
-    every later state lives (ours).
+    Content and category are repeated. `category_into` is "recurrence" (the paper: the unit hears
+    the category at each step) or "generator" (the released code: the category goes past the unit,
+    straight to the image generator). With `bounded_start` the start is squashed by tanh into the
+    box where every later state lives (ours). Paper, section 3; released sizes 50, 10, 6.
+    ValueError for another `category_into`.
     """
 
     def __init__(
@@ -127,13 +134,11 @@ class MotionRNN(nn.Module):
         super().__init__()
         if category_into not in ("recurrence", "generator"):
             raise ValueError(
-                f"category_into is {category_into!r}; it must be 'recurrence' (the paper) or 'generator' (the released code)"
+                f"category_into is {category_into!r}; it must be 'recurrence' (the paper) or "
+                "'generator' (the released code)"
             )
-        self.categories, self.heard, self.bounded_start = (
-            categories,
-            categories > 0 and category_into == "recurrence",
-            bounded_start,
-        )
+        self.categories, self.bounded_start = categories, bounded_start
+        self.heard = categories > 0 and category_into == "recurrence"
         self.recurrent = nn.GRUCell(motion + (categories if self.heard else 0), motion)
         self.width = content + motion + (0 if self.heard else categories)
 
@@ -142,19 +147,19 @@ class MotionRNN(nn.Module):
         n, t = codes.noise.shape[:2]
         if not self.categories:
             return codes.noise.new_zeros(n, t, 0)
-        kinds = (
-            codes.category if codes.category.ndim == 2 else codes.category[:, None].expand(n, t)
-        )
+        kinds = codes.category
+        if kinds.ndim == 1:
+            kinds = kinds[:, None].expand(n, t)
         return F.one_hot(kinds, self.categories).to(codes.noise.dtype)
 
     def motion(self, codes: Codes) -> Float[Tensor, "n t m"]:
-        "The walk alone: one state per frame; the start itself is never part of it."
-        noise = (
-            torch.cat([self.one_hot(codes), codes.noise], dim=-1) if self.heard else codes.noise
-        )
+        "The motion codes alone: one state per frame; the start itself is never one of them."
+        driven = codes.noise
+        if self.heard:
+            driven = torch.cat([self.one_hot(codes), driven], dim=-1)
         h, path = codes.start.tanh() if self.bounded_start else codes.start, []
         for k in range(codes.length):
-            h = self.recurrent(noise[:, k], h)
+            h = self.recurrent(driven[:, k], h)
             path.append(h)
         return torch.stack(path, dim=1)
 
@@ -166,14 +171,21 @@ class MotionRNN(nn.Module):
 
 # %% ../../nbs/10_content_and_motion.ipynb #10047
 def with_motion(codes: Codes, other: Codes) -> Codes:
-    "The content of `codes` with the motion (start, noise, category) of `other`; ValueError when the numbers of clips differ."
+    """The content of `codes` with the motion (start, noise, category) of `other`.
+
+    ValueError when the numbers of clips differ.
+    """
     if len(codes) != len(other):
         raise ValueError(
-            f"{len(codes)} contents cannot take {len(other)} motions; give as many of one as of the other, or use code_grid"
+            f"{len(codes)} contents cannot take {len(other)} motions; give as many of one as of "
+            "the other, or use code_grid"
         )
     return replace(other, content=codes.content)
 
 # %% ../../nbs/10_content_and_motion.ipynb #10048
 def code_grid(codes: Codes, motions: Codes | None = None) -> Codes:
-    "Every content of `codes` (outer) with every motion of `motions` (inner, default: of `codes` itself): n * m clips."
+    """Every content of `codes` (outer) with every motion of `motions` (inner): n * m clips.
+
+    `motions` are those of `codes` itself by default.
+    """
     return with_motion(*crossed(codes, codes if motions is None else motions))
