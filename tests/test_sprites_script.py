@@ -93,11 +93,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server, data = self.server, self.server.files.get(self.path)
         server.asked.append(self.path)
-        if data is None:
-            return self.send_error(404)
         mood = server.moods.pop(0) if server.moods else "well"
-        if mood == "busy":
-            return self.send_error(503)
+        if data is None or mood == "busy":
+            self.send_error(503 if data else 404)
+            return
         if mood == "damaged":
             data = data[:5000] + bytes([data[5000] ^ 255]) + data[5001:]
         self.send_response(200)

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['CYCLE', 'POSES', 'SPEEDS', 'TWINS', 'Lessons', 'lessons', 'layer', 'Finder', 'closeup', 'CharacterReader',
-           'disturbed', 'reading_loss', 'train_reader', 'Reading', 'read', 'courses', 'Deeds', 'deeds', 'constancy',
-           'as_wanted', 'position_error', 'ssim', 'cell_scores', 'save_reader', 'load_reader', 'reader_for',
-           'read_scores', 'sprite_scores']
+           'disturbed', 'reading_loss', 'as_frames', 'train_reader', 'Reading', 'read', 'courses', 'Deeds', 'deeds',
+           'constancy', 'as_wanted', 'position_error', 'ssim', 'cell_scores', 'save_reader', 'load_reader',
+           'reader_for', 'read_scores', 'sprite_scores']
 
 # %% ../nbs/07_character_metrics.ipynb #07c04
 "Rulers for the characters: the action seen, each garment seen, masks, places, and the true clip."
@@ -108,8 +108,8 @@ class Finder(nn.Module):
 def closeup(
     frames: Float[Tensor, "n 3 h w"],
     masks: Float[Tensor, "n h w"],
-    size: int,
     jitter: Float[Tensor, "n 3"] | None = None,
+    size: int = 32,
 ) -> Float[Tensor, "n 3 size size"]:
     """A square around each mask, as high as a cell of the art: centre and height by its moments.
 
@@ -135,13 +135,13 @@ def closeup(
 class CharacterReader(nn.Module):
     """Reads frames in two steps: where is the character, and, seen from near, who and doing what.
 
-    For frames in [-1, 1], `size` pixels wide. ValueError for a size that can't be halved thrice.
+    For frames in [-1, 1], `size` pixels wide, a multiple of 4 (else ValueError); close-ups are 32.
     """
 
     def __init__(self, size: int = 32, width: int = 16):
         super().__init__()
-        if size < 16 or size % 8:
-            raise ValueError(f"size is {size}; a reader needs a multiple of 8, 16 or more")
+        if size < 4 or size % 4:
+            raise ValueError(f"size is {size}; a reader needs a multiple of 4")
         self.config, self.size = dict(size=size, width=width), size
         w, answers = width, sum(COUNTS.values()) + POSES
         self.finder = Finder(w)
@@ -150,7 +150,6 @@ class CharacterReader(nn.Module):
             layer(w, 2 * w, 2),
             layer(2 * w, 4 * w, 2),
             layer(4 * w, 4 * w, 2),
-            nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
             nn.Dropout(0.2),
             nn.Linear(4 * w * 16, answers),
@@ -165,7 +164,7 @@ class CharacterReader(nn.Module):
     ) -> tuple[Float[Tensor, "n h w"], tuple[Float[Tensor, "n _"], ...]]:
         "Logits of the mask; and of the parts and poses, in the close-up that the mask gives."
         mask = self.finder(frames)
-        return mask, self.name(closeup(frames, mask.sigmoid(), self.size))
+        return mask, self.name(closeup(frames, mask.sigmoid()))
 
 # %% ../nbs/07_character_metrics.ipynb #07c07
 def disturbed(
@@ -191,10 +190,20 @@ def reading_loss(
     "Cross-entropy of the mask, and of each answer in close-ups by the true mask, all added up."
     where = F.binary_cross_entropy_with_logits(reader.finder(frames), masks)
     jitter = 2 * torch.rand(len(frames), 3, generator=rng).to(frames.device) - 1
-    near = reader.name(closeup(frames, masks, reader.size, jitter))
+    near = reader.name(closeup(frames, masks, jitter))
     return where + sum(F.cross_entropy(logits, answers[:, k]) for k, logits in enumerate(near))
 
 # %% ../nbs/07_character_metrics.ipynb #07c08
+def as_frames(
+    taught: Lessons,
+) -> tuple[Float[Tensor, "k 3 h w"], Float[Tensor, "k h w"], Int[Tensor, "k answers"]]:
+    "The single frames of lessons: pixels, masks, and the right answers (garments, then the pose)."
+    frames = to_float(taught.frames).transpose(1, 2).flatten(0, 1)
+    masks = torch.from_numpy(taught.masks).flatten(0, 1).float() / 255
+    garments = torch.from_numpy(taught.garments).repeat_interleave(taught.poses.shape[1], 0)
+    return frames, masks, torch.cat([garments, torch.from_numpy(taught.poses).view(-1, 1)], 1)
+
+
 def train_reader(
     size: int = 32,
     steps: int = 3000,
@@ -205,35 +214,38 @@ def train_reader(
     width: int = 16,
     each: int = 480,
     art: Art | None = None,
+    start: CharacterReader | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[CharacterReader, list[float]]:
     """A reader, and its losses. Only characters of the first heap of `split_characters` are shown.
 
-    Clips are drawn as they are needed: `each` clips of two frames at a time, used twice.
+    Clips are drawn as needed: `each` clips of two frames at a time, used twice. `start` is a
+    reader of the same width, for frames of any size, whose weights to begin with.
     """
     train, _ = split_characters()
     rng, history = torch.Generator().manual_seed(seed), []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        reader = CharacterReader(size, width).to(device)
-    optimiser = torch.optim.AdamW(reader.parameters(), rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     often = 4 * each // batch  # steps with one set of clips
-    for step in range(steps):
-        if step % often == 0:
-            drawn = lessons(each, size, train, seed=1000 * seed + 2 * step, length=2, art=art)
-            frames = to_float(drawn.frames).transpose(1, 2).flatten(0, 1)
-            masks = torch.from_numpy(drawn.masks).flatten(0, 1).float() / 255
-            garments = torch.from_numpy(drawn.garments).repeat_interleave(2, 0)
-            answers = torch.cat([garments, torch.from_numpy(drawn.poses).view(-1, 1)], 1)
-        some = torch.randint(len(frames), (batch,), generator=rng)
-        x = disturbed(frames[some].to(device), rng)
-        loss = reading_loss(reader, x, masks[some].to(device), answers[some].to(device), rng)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        history.append(loss.item())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # for the first weights, and for dropout
+        reader = CharacterReader(size, width).to(device)
+        if start is not None:
+            reader.load_state_dict(start.state_dict())
+        optimiser = torch.optim.AdamW(reader.parameters(), rate, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
+        for step in range(steps):
+            if step % often == 0:
+                clips = 1000 * seed + 2 * step
+                frames, masks, answers = as_frames(lessons(each, size, train, clips, 2, art))
+            some = torch.randint(len(frames), (batch,), generator=rng)
+            x = disturbed(frames[some].to(device), rng)
+            loss = reading_loss(
+                reader, x, masks[some].to(device), answers[some].to(device), rng
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            history.append(loss.item())
     return reader.eval(), history
 
 # %% ../nbs/07_character_metrics.ipynb #07c09
