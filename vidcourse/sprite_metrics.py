@@ -171,12 +171,13 @@ def disturbed(
     frames: Float[Tensor, "n 3 h w"], rng: torch.Generator
 ) -> Float[Tensor, "n 3 h w"]:
     "Frames as a network might draw them: some softer, some grainy, in slightly other light."
-    n = len(frames)
-    draw = torch.rand(3, n, 1, 1, 1, generator=rng).to(frames.device)
-    soft = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    blur = (2 * draw[0] - 1).clamp_min(0)  # every second frame not at all
+    draw = torch.rand(3, len(frames), 1, 1, 1, generator=rng).to(frames.device)
+    blur = (4 * draw[0] - 2).clamp_min(0)  # every second frame not at all, others up to twice
+    for depth in (blur.clamp_max(1), (blur - 1).clamp_min(0)):
+        edged = F.pad(frames, (1, 1, 1, 1), mode="replicate")
+        frames = frames + depth * (F.avg_pool2d(edged, 3, 1) - frames)
     grain = torch.randn(frames.shape, generator=rng).to(frames.device)
-    frames = frames + blur * (soft - frames) + 0.08 * draw[1] * grain
+    frames = frames + 0.15 * draw[1] * grain
     return (frames + 0.1 * (draw[2] - 0.5)).clamp(-1, 1)
 
 
