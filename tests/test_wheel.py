@@ -180,7 +180,6 @@ def test_the_course_runs_from_the_wheel(environment, tmp_path):
         "--out",
         "out",
         cwd=tmp_path,
-        JUPYTER_PATH=str(Path(sys.prefix) / "share" / "jupyter"),
     )
     assert (tmp_path / "out" / "00_start_here.html").is_file() and '"ok"' in (
         tmp_path / "out" / "results.json"
