@@ -189,6 +189,9 @@ def main() -> int:
                 except FileNotFoundError as error:
                     absent.add(f"left out: {data}: {error}")
                     continue
+                except KeyboardInterrupt:
+                    print(f"stopped in {system} on {data}")
+                    return 130
                 except Exception as error:  # one failure doesn't end the rest
                     reason = str(error).split("\n")[0]
                     row = Row(system, data, seed, verdict=f"{type(error).__name__}: {reason}")
