@@ -1,7 +1,8 @@
 """Fetch the Weizmann actions (Gorelick et al. 2007), check them, and write weizmann64.npz.
 
-The work is done by vidcourse.files, which the notebook 01_outside_files builds; `vidcourse data weizmann` calls the same function.
-The SHA-256 of every archive is written into a lock file when it is fetched for the first time, and must be the same ever after.
+The work is done by vidcourse.files, which the notebook 01_outside_files builds;
+`vidcourse data weizmann` calls the same function. The SHA-256 of every archive is written into
+a lock file when it was used for the first time, and must be the same ever after.
 """
 
 import argparse
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--base-url",
         default=HOME,
-        help="address of the folder that holds bend.zip, jack.zip, wave1.zip, wave2.zip (default: %(default)s)",
+        help="address of the folder that holds bend.zip, jack.zip, wave1.zip and wave2.zip "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--lock",
@@ -57,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "weizmann.py: stopped; archives that arrived whole are kept, the same command goes on from there",
+            "weizmann.py: stopped; archives that arrived whole are kept, "
+            "the same command goes on from there",
             file=sys.stderr,
         )
         return 130

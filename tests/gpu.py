@@ -121,29 +121,32 @@ def prepared(package, clips, config, device):
     raise RuntimeError(f"{package.__name__}.train did not call Trainer.fit")
 
 
-def operations(trainer, step, steps: int, cycle: int) -> float:
+def operations(trainer, step, cycle: int) -> float:
     "Floating point operations of an iteration, mean over a cycle: R1 acts in one of several."
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        for _ in range(cycle):
-            trainer.advance(step, steps)
+        trainer.fit(step, trainer.step + cycle, progress=False)
     return counter.get_total_flops() / cycle
 
 
-def seconds_of(trainer, step, steps: int, cycle: int, budget: float) -> float:
+def wait(device) -> None:
+    "Until a GPU has done all that it was given."
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(trainer, step, cycle: int, budget: float) -> float:
     "Seconds of an iteration, mean over whole cycles, after one that doesn't count."
-    n, began = -cycle, 0.0
-    while True:
-        if n == 0:
-            trainer.wait()
-            began = time.perf_counter()
-        trainer.advance(step, steps)
-        n += 1
-        if n > 0 and n % cycle == 0:
-            trainer.wait()
-            if (spent := time.perf_counter() - began) > budget:
-                return spent / n
+    trainer.fit(step, trainer.step + cycle, progress=False)
+    wait(trainer.device)
+    began, first = time.perf_counter(), trainer.step
+    while (spent := time.perf_counter() - began) < budget:
+        trainer.fit(step, trainer.step + cycle, progress=False)
+        wait(trainer.device)
+    return spent / (trainer.step - first)
 
 
 def ceiling(device, precision: str, budget: float = 2.0) -> float:
@@ -154,18 +157,14 @@ def ceiling(device, precision: str, budget: float = 2.0) -> float:
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
 
-    def wait():
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     for _ in range(3):
         a @ b
-    wait()
+    wait(device)
     began, products = time.perf_counter(), 0
     while time.perf_counter() - began < budget:
         for _ in range(5):
             a @ b
-        wait()
+        wait(device)
         products += 5
     return 2 * n**3 * products / (time.perf_counter() - began)
 
@@ -183,8 +182,8 @@ def time_piece(piece: Piece, asked) -> dict:
     clips = clips_for(piece.system, "black", config, asked.tiny)
     trainer, step = prepared(package, clips, config, device)
     cycle = 2 if asked.tiny else LAZY_EVERY
-    counted = operations(trainer, step, config.steps, cycle)
-    seconds = seconds_of(trainer, step, config.steps, cycle, 1.0 if asked.tiny else 20.0)
+    counted = operations(trainer, step, cycle)
+    seconds = seconds_of(trainer, step, cycle, 1.0 if asked.tiny else 20.0)
     best = ceiling(device, trainer.precision)
     found = {
         "status": "done",

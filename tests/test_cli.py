@@ -165,6 +165,18 @@ def test_names_come_from_one_list(capsys):
     assert all(f"\n{name} " in "\n" + said for name in ("shapes", *course.DATA_SETS))
 
 
+def test_every_way_of_fetching_is_found(monkeypatch, capsys):
+    from vidcourse import files
+
+    code = "from vidcourse import cli; cli.main(['data', 'narnia'])"
+    environment = os.environ | {"PYTHONPATH": PACKAGE}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert all(name in done.stderr for name in course.FETCHED), done.stderr
+    monkeypatch.setitem(files.FETCHERS, "sprites", lambda: "a/path")
+    assert call("data sprites") == 0 and capsys.readouterr().out == "sprites: a/path\n"
+
+
 # Sampling
 
 

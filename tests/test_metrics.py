@@ -1,4 +1,4 @@
-"""vidcourse.metrics: held against the truth of the shapes, against scipy and torchmetrics, and against every kind of odd input."""
+"vidcourse.metrics: held against the truth of shapes, scipy, torchmetrics, and odd input."
 
 import numpy as np
 import pytest
@@ -50,42 +50,39 @@ def grid():
 
 
 def flat(clip_colour, places, size=16):
-    """One clip of a 4 x 4 square of one colour (0 to 1) with its upper left corner at `places` (x, y); None leaves the frame empty."""
-    x = -torch.ones(1, 3, len(places), size, size)
+    """One clip of a 4 x 4 square of one colour (0 to 1), its upper left corner at `places` (x, y).
+
+    None leaves a frame empty.
+    """
+    clip = -torch.ones(1, 3, len(places), size, size)
+    colour = torch.tensor(clip_colour)[:, None, None] * 2 - 1
     for t, place in enumerate(places):
         if place is not None:
-            x[0, :, t, place[1] : place[1] + 4, place[0] : place[0] + 4] = (
-                torch.tensor(clip_colour)[:, None, None] * 2 - 1
-            )
-    return x
+            x, y = place
+            clip[0, :, t, y : y + 4, x : x + 4] = colour
+    return clip
 
 
-# Tracking ----------------------------------------------------------------------------------------------------------------------------
+# Tracking
 
 
 def test_track_finds_position_colour_and_area(data, clips):
     found = m.track(clips)
-    off = (found.centroids - torch.from_numpy(position(data.factors, data.times)).float()).norm(
-        dim=-1
-    ) * 16
+    truth = torch.from_numpy(position(data.factors, data.times)).float()
+    off = (found.centroids - truth).norm(dim=-1) * 16
     assert off.mean() < 0.1 and off.max() < 0.6  # pixels
-    assert (
-        found.colours - torch.from_numpy(data.factors.colour).float()[:, None]
-    ).abs().max() < 0.06
+    colours = torch.from_numpy(data.factors.colour).float()[:, None]
+    assert (found.colours - colours).abs().max() < 0.06
     cover = torch.from_numpy(mask(data.factors, data.times, 32)).mean((2, 3))
     assert (found.area - cover).abs().max() < 0.02
 
 
 def test_track_is_exact_on_whole_pixels_and_x_points_right():
     found = m.track(flat((0.2, 0.9, 0.4), [(0, 0), (12, 0), (0, 12)]))
-    assert torch.allclose(
-        found.centroids[0],
-        torch.tensor([[-0.75, -0.75], [0.75, -0.75], [-0.75, 0.75]]),
-        atol=1e-6,
-    )
-    assert torch.allclose(
-        found.colours[0], torch.tensor([0.2, 0.9, 0.4]).expand(3, 3), atol=1e-6
-    )
+    places = torch.tensor([[-0.75, -0.75], [0.75, -0.75], [-0.75, 0.75]])
+    assert torch.allclose(found.centroids[0], places, atol=1e-6)
+    colours = torch.tensor([0.2, 0.9, 0.4]).expand(3, 3)
+    assert torch.allclose(found.colours[0], colours, atol=1e-6)
     assert torch.allclose(found.area, torch.full((1, 3), 1 / 16))
 
 
@@ -106,10 +103,8 @@ def test_haze_below_the_threshold_does_not_pull():
 
 def test_track_with_known_background_or_mask():
     data = moving_shapes(12, size=32, seed=1, backdrop="textured")
-    clips, truth = (
-        to_float(data.frames),
-        torch.from_numpy(position(data.factors, data.times)).float(),
-    )
+    clips = to_float(data.frames)
+    truth = torch.from_numpy(position(data.factors, data.times)).float()
     ground = to_float(background(data.factors, 32)[:, None])[:, :, 0]
 
     def off(**way):
@@ -131,29 +126,23 @@ def test_wrong_clips_are_refused(data):
 
 def test_pixels_less_than_half_covered_are_no_area():
     clip = flat((1.0, 1.0, 1.0), [(4, 4)])
-    clip[:, :, :, 8, 4:8], clip[:, :, :, 3, 4:8] = (
-        -0.2,
-        0.4,
-    )  # a faint row (0.4) and a strong one (0.7)
+    clip[:, :, :, 8, 4:8] = -0.2  # a faint row: 0.4 covered
+    clip[:, :, :, 3, 4:8] = 0.4  # a strong one: 0.7
     assert abs(m.track(clip).area.item() - 20 / 256) < 1e-6
 
 
 def test_motion_meters():
-    assert torch.allclose(
-        m.speed(torch.tensor([[[0.0, 0.0], [0.3, 0.4], [0.3, 0.4]]])),
-        torch.tensor([[0.5, 0.0]]),
-    )
+    half_then_still = torch.tensor([[0.5, 0.0]])
+    path = torch.tensor([[[0.0, 0.0], [0.3, 0.4], [0.3, 0.4]]])
+    assert torch.allclose(m.speed(path), half_then_still)
     clip = flat((1.0, 1.0, 1.0), [(0, 0), (4, 0), (4, 0)])
-    assert torch.allclose(
-        m.speed(m.track(clip).centroids), torch.tensor([[0.5, 0.0]]), atol=1e-6
-    )
-    assert (
-        abs(m.frame_change(clip).item() - 2 * 32 / 256 / 2) < 1e-6
-    )  # 32 pixels change by 2, in one of two steps
+    assert torch.allclose(m.speed(m.track(clip).centroids), half_then_still, atol=1e-6)
+    # 32 pixels change by 2, in one of two steps
+    assert abs(m.frame_change(clip).item() - 2 * 32 / 256 / 2) < 1e-6
     assert m.frame_change(clip[:, :, :1].expand_as(clip)).item() == 0
 
 
-# Content and motion ------------------------------------------------------------------------------------------------------------------
+# Content and motion
 
 
 def test_acd_by_hand():
@@ -165,9 +154,9 @@ def test_acd_by_hand():
 
 def test_acd_ignores_order_and_is_fooled_by_freezing(clips):
     colours = m.object_colour(clips)
-    assert abs(m.acd(colours) - m.acd(colours.flip(1))) < 1e-6 and m.acd(
-        colours[:, :1].expand_as(colours)
-    ) < 1e-7 < m.acd(colours)
+    assert abs(m.acd(colours) - m.acd(colours.flip(1))) < 1e-6
+    frozen = colours[:, :1].expand_as(colours)
+    assert m.acd(frozen) < 1e-7 < m.acd(colours)
 
 
 def test_colour_spread_by_hand():
@@ -273,7 +262,7 @@ def test_empty_frames_keep_the_last_position():
     assert m.path_correlation(tracks).score > 0.98
 
 
-# Masks, pixels, crowds ---------------------------------------------------------------------------------------------------------------
+# Masks, pixels, crowds
 
 
 def test_mask_iou_equals_torchmetrics():

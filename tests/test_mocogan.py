@@ -417,6 +417,7 @@ def test_released_pictures_are_of_other_clips_real_and_generated(shapes):
     draw.codes = lambda: drawn.append(codes) or codes
     draw.frames = lambda: torch.tensor([2, 0, 3, 1])
     draw.generator.eval()
+    draw.generator.image_generator[0].weight.data *= 1000  # frames that differ
     whole, pictures = draw.generator(codes), draw.fake_frames()
     torch.testing.assert_close(pictures, whole[torch.arange(4), :, [2, 0, 3, 1]])
     draw.generator.train()  # batch statistics of pictures alone: no longer the frames of clips
@@ -509,6 +510,18 @@ def test_discriminators_see_real_clips_as_real_and_fakes_as_fakes():
     assert trainer.losses["discriminators"] == pytest.approx(
         sum(map(float, losses.values())), abs=1e-5
     )
+
+
+@pytest.mark.parametrize("step, due", [(0, True), (1, False), (8, True)])
+def test_r1_is_lazy_and_weighed(step, due):
+    trainer = Bystander(image=False)
+    trainer.step = step
+    config = replace(SMOKE, category_loss="none", r1=10.0)
+    losses = discriminator_step(trainer, config, CLIP + 0.5, None, CLIP, CLIP[:, :, 0], None)
+    pixels = CLIP[0].numel()  # the opinion is their mean: a slope of 1 / pixels at each
+    penalty = 8 * 10 * (1 / pixels) / 2 if due else 0
+    expected = float(losses["video discriminator"]) + penalty
+    assert trainer.losses["discriminators"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("image", [True, False])

@@ -337,7 +337,6 @@ def test_the_command_line_on_a_device(name, classifier, device, tmp_path, monkey
 # The host looks when it logs ------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="NAVS's triplet loss and its optimisers still read")
 @here
 def test_a_training_reads_once_per_log(package, clips):
     pretend.install()

@@ -106,7 +106,7 @@ def test_what_is_no_notebook_is_named_and_stops_nothing(text, write, run, tmp_pa
     outcomes = runner.stored_course(out=tmp_path / "site", folder=folder)
     assert [o.status for o in outcomes] == ["failed", "stored"]
     assert outcomes[0].why == states["01_torn"].why
-    assert not (tmp_path / "site" / "01_torn.html").exists()
+    assert "is no notebook" in (tmp_path / "site" / "01_torn.html").read_text()
 
 
 def test_a_chain_of_dependents_is_skipped(write, run):
@@ -205,7 +205,7 @@ def test_nothing_is_written_beside_output_and_cache(write, tmp_path):
     assert (elsewhere / "out" / "work" / "left_behind.txt").exists()
     assert [path.name for path in folder.iterdir()] == ["01_writes.ipynb"]
     page = (elsewhere / "out" / "01_writes.html").read_text()
-    assert "data:image/png" in page and "<script src" not in page and "//cdn" not in page
+    assert '<img class="picture"' in page and "//cdn" not in page
 
 
 LONG = """
@@ -261,16 +261,35 @@ def test_ctrl_c_before_anything_ran_claims_no_table(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err == "vidcourse: stopped; nothing was written\n"
 
 
-def test_pages_of_an_earlier_run_are_not_shown_as_this_one(write, run, tmp_path):
-    folder = write("01_a", "#| default_exp deep.a\nprint(1)")
-    write("02_b", "print(2)")
+def test_nothing_of_an_earlier_run_is_shown_as_this_one(write, run, tmp_path):
+    write("01_a", "#| default_exp deep.a\nprint(1)")
+    folder = write("02_b", "print('from', 'before')")
     run(folder)
-    assert (tmp_path / "out" / "02_b.html").is_file()
+    assert "from before" in (tmp_path / "out" / "02_b.html").read_text()
     write("01_a", "#| default_exp deep.a\n1 / 0")
     write("02_b", "import vidcourse.deep.a")
     run(folder)
-    assert not (tmp_path / "out" / "02_b.html").exists()
-    assert "02_b.html" not in (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "02_b.html").read_text()
+    assert "needs 01_a" in page and "from before" not in page
+    assert not (tmp_path / "out" / "02_b.ipynb").exists()
+
+
+def test_the_folder_of_the_notebooks_is_no_folder_for_pages(write):
+    folder = write("01_a", "print(1)")
+    for make in (runner.run_course, runner.stored_course):
+        with pytest.raises(ValueError, match="name another"):
+            make(folder=folder, out=folder)
+    assert (folder / "01_a.ipynb").is_file()
+
+
+def test_json_that_is_no_valid_notebook_stops_no_site(write, tmp_path):
+    folder = write("02_fine", "print(1)")
+    odd = {"cells": [{"cell_type": "code", "source": "1"}], "nbformat": 4, "metadata": {}}
+    (folder / "01_odd.ipynb").write_text(json.dumps(odd))
+    (folder / "03_old.ipynb").write_text(json.dumps({"cells": [], "nbformat": 3}))
+    outcomes = runner.stored_course(out=tmp_path / "site", folder=folder)
+    assert [o.status for o in outcomes] == ["failed", "stored", "failed"]
+    assert (tmp_path / "site" / "02_fine.html").is_file()
 
 
 def test_a_file_that_kernels_run_first(write, run, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"What readers of 01_moving_shapes would be bored by: bad options, far times, odd sizes, and that the picture is the same everywhere."
+"Moving shapes: bad options, far times, odd sizes, and that the picture is the same everywhere."
 
 import hashlib
 

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import textwrap
@@ -75,17 +76,21 @@ def paged(frames, kind, **options):
 
 
 def phone(path, frames, matrix=None, pixel=None, fps=25):
-    "An mp4 with notes on how to hold it and on the shape of its pixels."
+    "An mp4 with notes on how to hold it (a b u c d v of the matrix) and how wide its pixels are."
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=fps, options={"crf": "8"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         if pixel:
-            stream.sample_aspect_ratio = pixel
-        if matrix:
-            stream.set_display_matrix([round(v * 65536) for v in matrix[:6]] + [0, 0, 1 << 30])
+            stream.codec_context.sample_aspect_ratio = pixel
         for frame in pictures(frames):
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
+    if matrix:
+        data = bytearray(path.read_bytes())
+        place = data.index(b"tkhd") + 4 + 40  # ISO 14496-12, track header, version 0
+        numbers = [round(v * 65536) for v in matrix] + [0, 0, 1 << 30]
+        data[place : place + 36] = struct.pack(">9i", *numbers)
+        path.write_bytes(data)
     return path
 
 

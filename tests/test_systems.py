@@ -340,6 +340,13 @@ def test_watching_does_not_change_the_run(tmp_path):
     assert torch.equal(runs[True].rng.get_state(), runs[False].rng.get_state())
 
 
+def test_a_watch_always_looks_at_the_same_codes():
+    t, watch = trainer(), Watch(Toys, Config(), real_clips())
+    first = watch.measure(t)
+    torch.rand(5, generator=t.rng)
+    assert watch.measure(t) == first
+
+
 def test_a_look_with_a_watch_is_still_one_message(monkeypatch):
     looks, real = [], torch.Tensor.tolist
 

@@ -15,8 +15,8 @@ from torch.nn.functional import softplus
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_run import ENV, TOY, assert_equal, copied, everything, step, toy
 
-from vidcourse.checkpoints import load_weights
-from vidcourse.training import Guard, Means, Trainer, decay, step_unless_
+from vidcourse.checkpoints import load_weights, optimiser_tensors
+from vidcourse.training import Guard, Means, Trainer, advance, carried, decay, step_unless_
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,25 @@ def test_every_optimiser_skips_bad_steps_and_takes_good_ones(make):
     assert outcomes[0].isfinite().all() and torch.equal(*outcomes)
 
 
+def test_a_bad_first_step_leaves_no_memory_that_was_never_set():
+    "SGD's fused momentum would begin with whatever lies in the memory it was given."
+    weight = nn.Parameter(torch.ones(3))
+    optimiser = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=True)
+    weight.grad = torch.full((3,), math.nan)
+    step_unless_(optimiser, torch.tensor(1.0))
+    assert optimiser_tensors(optimiser) == {}
+
+
+def test_a_bad_batch_right_after_a_resume_puts_back_what_was_loaded(tmp_path):
+    toy(out=tmp_path).fit(step, 5, progress=False)
+    t = toy(weights=3, out=tmp_path)
+    t.load()
+    held = copied(t)
+    t.update(bad_loss(t, math.nan), "D", "G")
+    for k, v in everything(t).items():
+        assert k.startswith("number") or torch.equal(v, held[k]), k
+
+
 def test_patience_ends_in_an_error_although_the_other_player_is_fine(tmp_path):
     t = toy(out=tmp_path, patience=4)
     t.fit(step, 5, progress=False)
@@ -198,6 +217,64 @@ def test_the_host_looks_once_for_each_log(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", tolist)
     toy(log_every=4).fit(step, 20, progress=False)
     assert looks == [(5,)] * 5  # two losses, updates skipped in all and by each optimiser
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@cuda
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_on_a_gpu_the_host_never_waits_between_two_looks(precision):
+    t = toy(device="cuda", precision=precision, log_every=10**6)
+    batches = [torch.rand(8, 1, 8, 8) for _ in range(5)]
+
+    def shared(t):
+        x, z = t.share(batches[t.step % 5]), t.share(torch.randn(8, 4, generator=t.rng))
+        with t.autocast():
+            scores = t.networks["D"](t.networks["G"](z)) - t.networks["D"](x)
+        loss = scores.float().mean()
+        t.update(loss, "G", retain_graph=True)
+        t.update(-loss, "D")
+        return {"loss": loss}
+
+    t.fit(shared, 3, progress=False)  # the first steps build things
+    for _ in range(10):
+        torch.cuda.set_sync_debug_mode("error")  # torch refuses to wait
+        try:
+            advance(t, shared, 20)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert t.step == 13
+
+
+@cuda
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_on_a_gpu_a_bad_batch_leaves_no_trace_and_a_run_resumes(precision, tmp_path):
+    t = toy(device="cuda", precision=precision, out=tmp_path)
+    t.fit(step, 10, progress=False)
+    held = copied(t)
+    t.update(softplus(t.networks["D"](torch.full((8, 1, 8, 8), math.nan).cuda())).mean(), "D")
+    for k, v in everything(t).items():
+        assert k.startswith("number") or torch.equal(v, held[k]), k
+    assert t.skipped >= 1
+    back = toy(weights=3, device="cuda", precision=precision, out=tmp_path)
+    back.load()
+    for k, v in everything(back).items():
+        assert torch.equal(v, held[k]), k
+    back.fit(step, 20, resume=True, progress=False)
+    on_cpu = toy(out=tmp_path)  # and on a machine without GPU
+    on_cpu.load()
+    assert on_cpu.step == 20
+
+
+def test_a_batch_is_carried_as_it_is():
+    x = torch.arange(6).view(2, 3)
+    assert (
+        torch.equal(carried(x, torch.device("cpu")), x)
+        and carried(x, x.device).dtype == x.dtype
+    )
+    t = toy()
+    assert torch.equal(t.share(x), x)
 
 
 def test_update_returns_a_tensor():
@@ -371,6 +448,9 @@ def test_means_are_those_of_all_steps_since_the_last_log():
     means = Means(torch.device("cpu"))
     means.add({"x": math.nan})
     assert means.take()["x"].isnan() and means.take() == {}
+    for value in (1.0, math.nan, torch.tensor(3.0), -math.inf):
+        means.add({"x": value})
+    assert means.take() == {"x": 2.0}
 
 
 def test_bad_settings_say_what_is_accepted():

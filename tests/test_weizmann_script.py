@@ -1,4 +1,4 @@
-"Fetching over a local server that misbehaves: broken connections, damaged and replaced files, evil archives."
+"Fetching over a local server that misbehaves: broken lines, damaged files, evil archives."
 
 import http.server
 import io
@@ -16,13 +16,27 @@ import pytest
 
 from vidcourse import files
 from vidcourse.data import Clips
-from vidcourse.files import ACTIONS, PEOPLE, download, fetch, fetch_weizmann, unpack
+from vidcourse.files import ACTIONS, PEOPLE, fetch, fetch_weizmann, fetched, unpack, within
 from vidcourse.video import write
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # data_scripts is not part of the package
 
 from data_scripts.weizmann import main  # noqa: E402
+
+
+def drip(file, data):
+    "A byte now and then, until nobody listens."
+    for k in range(len(data)):
+        file.write(data[k : k + 1])
+        file.flush()
+        threading.Event().wait(0.02)
+
+
+def download(url, folder, lock, **options):
+    "An archive that is put to use: the block around it ends well."
+    with fetched(url, folder, lock, **options) as path:
+        return path
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -34,6 +48,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         mood = server.moods.pop(0) if server.moods else "well"
         if mood == "busy":
             return self.send_error(503)
+        if mood == "painted":
+            return self.send_error(500, "\x1b[31mred\x07")
+        if mood == "no http":
+            return drip(self.wfile, b"220 ftp ready\r\n")
+        if mood == "slow head":
+            return drip(self.wfile, b"HTTP/1.0 200 OK\r\n" + b"X-Padding: x\r\n" * 100)
         if mood == "damaged":
             data = (
                 data[: len(data) // 2]
@@ -44,11 +64,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if mood != "cut silently":
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        if mood == "drip":
+            return drip(self.wfile, data)
         self.wfile.write(data[: len(data) // 2] if mood.startswith(("cut", "hang")) else data)
         if mood == "hang":
             self.wfile.flush()
             server.hanging.set()
             server.release.wait(20)
+        return None
 
     def log_message(self, *args):
         pass
@@ -156,6 +179,91 @@ def test_run_goes_on_where_it_was_interrupted(server, tmp_path):
     )
 
 
+def test_a_whole_archive_of_no_use_is_not_the_law(server, tmp_path):
+    "What was refused when it was used is neither kept nor recorded, and a repaired server helps."
+    lock = tmp_path / "lock.json"
+    with (
+        pytest.raises(ValueError, match="no good"),
+        fetched(server.url + "/bend.zip", tmp_path / "in", lock) as path,
+    ):
+        assert path.exists() and not lock.exists()
+        raise ValueError("no good")
+    assert names(tmp_path) == []
+    server.files["/db/bend.zip"] = server.files["/db/jack.zip"]
+    download(server.url + "/bend.zip", tmp_path / "in", lock)
+    assert names(tmp_path) == ["in/bend.zip", "lock.json"]
+    with (
+        pytest.raises(ValueError, match="no good"),
+        fetched(server.url + "/bend.zip", tmp_path / "in", lock),
+    ):
+        raise ValueError("no good")
+    assert names(tmp_path) == ["in/bend.zip", "lock.json"], "what is recorded stays"
+
+
+def test_a_repaired_server_helps(server, tmp_path):
+    whole = server.files["/db/jack.zip"]
+    server.files["/db/jack.zip"] = without(whole, "moshe")
+    with pytest.raises(
+        ValueError, match="1 of the 9 videos are missing in jack.zip: moshe_jack"
+    ):
+        fetch_weizmann(tmp_path, server.url)
+    assert names(tmp_path) == ["weizmann-archives/bend.zip", "weizmann.lock.json"]
+    assert list(json.loads((tmp_path / "weizmann.lock.json").read_text())) == ["bend.zip"]
+    server.files["/db/jack.zip"] = whole
+    assert len(Clips.from_npz(fetch_weizmann(tmp_path, server.url))) == 36
+
+
+@pytest.mark.parametrize("mood", ["drip", "slow head"])
+def test_a_server_that_drips(server, tmp_path, monkeypatch, mood):
+    monkeypatch.setattr(files, "PATIENCE", 0.3)
+    server.moods[:] = [mood] * 3
+    words = "too slow: [0-9]+ bytes in" if mood == "drip" else "no answer within 0.3 seconds"
+    with pytest.raises(ConnectionError, match=words):
+        download(server.url + "/bend.zip", tmp_path / "in", tmp_path / "lock.json")
+    assert len(server.asked) == 3 and names(tmp_path) == []
+
+
+def test_what_does_not_speak_http_is_tried_again(server, tmp_path):
+    server.moods[:] = ["no http"]
+    download(server.url + "/bend.zip", tmp_path / "in", tmp_path / "lock.json")
+    server.moods[:] = ["no http"] * 3
+    with pytest.raises(ConnectionError, match="could not be fetched: .*220 ftp ready"):
+        download(server.url + "/jack.zip", tmp_path / "in", tmp_path / "lock.json")
+    assert len(server.asked) == 5
+
+
+def test_no_reason_paints_the_terminal(server, tmp_path):
+    server.moods[:] = ["painted"] * 3
+    with pytest.raises(ConnectionError) as caught:
+        download(server.url + "/bend.zip", tmp_path / "in", tmp_path / "lock.json")
+    assert "\x1b" not in str(caught.value) and r"\x1b[31mred\x07" in str(caught.value)
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w") as archive:
+        archive.writestr("\x1b[2Jfilm.avi", bytes(500))
+    data = bytearray(memory.getvalue())
+    data[100] ^= 255
+    server.files["/db/bend.zip"] = bytes(data)
+    with pytest.raises(ValueError, match="damaged") as caught:
+        download(server.url + "/bend.zip", tmp_path / "in", tmp_path / "lock.json")
+    assert str(caught.value).isprintable()
+
+
+def test_within():
+    assert within(5, lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 / 0)
+    with pytest.raises(TimeoutError, match="no answer within 0.05 seconds"):
+        within(0.05, lambda: threading.Event().wait(5))
+
+
+@pytest.mark.parametrize("text", ["{half", "[]", '{"bend.zip": 3}', '{"bend.zip": {}}'])
+def test_a_lock_file_that_is_none(server, tmp_path, text):
+    (tmp_path / "lock.json").write_text(text)
+    with pytest.raises(ValueError, match="no lock file"):
+        download(server.url + "/bend.zip", tmp_path / "in", tmp_path / "lock.json")
+    assert not server.asked
+
+
 @pytest.mark.parametrize("mood", ["damaged", "cut silently"])
 def test_damage_at_first_fetch_is_neither_kept_nor_recorded(server, tmp_path, mood):
     server.moods[:] = [mood]
@@ -204,42 +312,27 @@ def test_too_large(server, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_broken_lock_file(server, tmp_path):
-    (tmp_path / "lock.json").write_text("{half")
-    with pytest.raises(ValueError, match="no lock file"):
-        download(server.url + "/bend.zip", tmp_path / "in", tmp_path / "lock.json")
-    assert not server.asked
-
-
-def test_a_person_is_missing(server, tmp_path):
+def without(data, person, cut=None):
+    "An archive without a person's films, or with the first `cut` bytes of each of these."
     memory = io.BytesIO()
     with (
-        zipfile.ZipFile(io.BytesIO(server.files["/db/jack.zip"])) as old,
+        zipfile.ZipFile(io.BytesIO(data)) as old,
         zipfile.ZipFile(memory, "w") as new,
     ):
         for info in old.infolist():
-            new.writestr(info, old.read(info)) if "moshe" not in info.filename else None
-    server.files["/db/jack.zip"] = memory.getvalue()
-    with pytest.raises(ValueError, match="1 of 36 videos are missing.*moshe_jack.avi"):
-        fetch_weizmann(tmp_path, server.url)
-    assert not (tmp_path / "weizmann64.npz").exists()
+            film = old.read(info)
+            if person not in info.filename:
+                new.writestr(info, film)
+            elif cut:
+                new.writestr(info.filename, film[:cut])
+    return memory.getvalue()
 
 
 def test_a_video_is_broken(server, tmp_path):
-    memory = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(server.files["/db/jack.zip"])) as old,
-        zipfile.ZipFile(memory, "w") as new,
-    ):
-        for info in old.infolist():
-            new.writestr(
-                info.filename,
-                old.read(info)[:200] if "moshe" in info.filename else old.read(info),
-            )
-    server.files["/db/jack.zip"] = memory.getvalue()
+    server.files["/db/jack.zip"] = without(server.files["/db/jack.zip"], "moshe", cut=200)
     with pytest.raises(ValueError, match="moshe_jack.avi"):
         fetch_weizmann(tmp_path, server.url)
-    assert not (tmp_path / "weizmann64.npz").exists()
+    assert names(tmp_path) == ["weizmann-archives/bend.zip", "weizmann.lock.json"]
 
 
 def test_disk_full_while_writing(server, tmp_path, monkeypatch):
@@ -323,7 +416,7 @@ def test_help_teaches():
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_stopped_in_the_middle_of_a_download(server, tmp_path, number, status):
-    "ctrl-C, or a kill, while an archive is half-way: nothing half-written under a final name, and the next run succeeds."
+    "ctrl-C, or a kill, half-way: nothing half-written has a final name, the next run succeeds."
     server.moods[:] = ["well", "hang"]
     command = [
         sys.executable,

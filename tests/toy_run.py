@@ -48,8 +48,8 @@ def toy(weights=0, norm=True, drop=0.1, fused=True, **options):
     return Trainer({"G": G, "D": D}, optimisers, **{**standard, **options})
 
 def step(t, poison=None):
-    x = t.shard(torch.rand(8, 1, 8, 8, generator=t.rng)).to(t.device)
-    z = t.shard(torch.randn(8, 4, generator=t.rng)).to(t.device)
+    x = t.share(torch.rand(8, 1, 8, 8, generator=t.rng))
+    z = t.share(torch.randn(8, 4, generator=t.rng))
     if poison is not None:
         x = x * poison
     with t.autocast():

@@ -6,7 +6,7 @@ __all__ = ['ABOUT', 'app', 'USAGE', 'STOPPED', 'TERMINATED', 'DATA', 'PROFILE', 
            'main', 'systems', 'find_system', 'configuration', 'find_weights', 'load_system', 'in_colour', 'load_clips',
            'a_number', 'checkpoint_step', 'check_folder', 'farewell', 'command_line', 'computing', 'train', 'batches',
            'write_archive', 'check_picture', 'check_room', 'sample', 'two_sides', 'find_classifier', 'frechet_scores',
-           'control_scores', 'evaluation', 'write_scores', 'evaluate', 'data_line', 'data', 'run']
+           'control_scores', 'evaluation', 'write_scores', 'evaluate', 'data_line', 'data', 'left_behind', 'run']
 
 # %% ../nbs/71_command_line.ipynb #71004
 import contextlib
@@ -191,13 +191,13 @@ def in_colour(clips: Any) -> Any:
 
 
 def load_clips(data: str, config: Any, n: int = 2000, seed: int = 0, **files: Any) -> Any:
-    """Clips by path or name, at the size (and, for shapes, of the length) of a configuration.
+    """Clips by path or name, at the size (if they are drawn, of the length) of a configuration.
 
-    `n` and `seed` are for shapes; `files` holds options for files: fps, skip_broken.
+    `n` and `seed` are for clips that are drawn; `files` holds options for files: fps, skip_broken.
     """
-    from vidcourse.data import load
+    from vidcourse.data import DRAWN, load
 
-    if data == "shapes":
+    if data in DRAWN:
         length = config.length * getattr(config, "frame_step", 1)
         return load(data, size=config.size, n=n, seed=seed, length=length)
     given = {name: value for name, value in files.items() if value}
@@ -206,7 +206,7 @@ def load_clips(data: str, config: Any, n: int = 2000, seed: int = 0, **files: An
 # %% ../nbs/71_command_line.ipynb #71021
 DATA = (
     "PATH of your clips (a folder of videos, of folders of frames, of film strips, or an .npz; "
-    "names of sub-folders are labels), or the NAME of a data set: shapes, or one that "
+    "names of sub-folders are labels), or the NAME of a data set: shapes, or another that "
     "`vidcourse data` lists."
 )
 PROFILE = (
@@ -716,6 +716,7 @@ def data(
     from vidcourse.course import DATA_SETS
 
     if name is not None:
+        import vidcourse.data  # noqa: F401  every way of fetching comes with it
         from vidcourse.files import fetch
 
         print(f"{name}: {fetch(name)}")
@@ -723,6 +724,15 @@ def data(
     print("shapes      drawn by the course, nothing to fetch")
     for known, file in DATA_SETS.items():
         print(data_line(known, file))
+
+# %% ../nbs/71_command_line.ipynb #71left
+def left_behind(out: Path, began: float) -> str:
+    "What a run of notebooks that was stopped has left in its folder since `began`."
+    index = out / "index.html"
+    if not index.is_file() or index.stat().st_mtime < began - 1:
+        return "nothing was written"
+    pages = shlex.join(command_line("run", stored=True, folder=out, out=f"{out}-pages"))
+    return f"what became of each notebook until then: {index}; pages of them: {pages}"
 
 # %% ../nbs/71_command_line.ipynb #71047
 PROFILES = ("auto", "smoke", "laptop", "gpu")
@@ -775,18 +785,16 @@ def run(
         raise typer.BadParameter(
             f"there is no profile {profile!r}; choose one of: {', '.join(PROFILES)}"
         )
-    index, began = out / "index.html", time.time()
+    began = time.time()
     try:
         if stored:
             outcomes = stored_course(notebooks or (), out, folder)
         else:
             outcomes = run_course(notebooks or (), profile, out, seed, folder, timeout=timeout)
     except KeyboardInterrupt:
-        there = index.is_file() and index.stat().st_mtime > began - 1
-        what = f"what was run until then is in {index}" if there else "nothing was written"
-        print(f"vidcourse: stopped; {what}", file=sys.stderr)
+        print(f"vidcourse: stopped; {left_behind(out, began)}", file=sys.stderr)
         raise typer.Exit(STOPPED) from None
     good = sum(outcome.status in ("ok", "stored") for outcome in outcomes)
     did = "stored" if stored else "ran"
-    print(f"{good} of {len(outcomes)} notebooks {did}. Read them: {index.resolve()}")
+    print(f"{good} of {len(outcomes)} notebooks {did}. Read: {out.resolve() / 'index.html'}")
     raise typer.Exit(good < len(outcomes))

@@ -223,11 +223,12 @@ def video(
         ) from error
 
 
-def check_table(path: Path) -> int:
+def check_table(path: Path, container: str) -> int:
     "The number of packets with pictures; ValueError when fewer are there than a table lists."
-    with video(path, ignore_editlist="1") as (file, stream):
+    table = container.startswith("mov")
+    with video(path, **({"ignore_editlist": "1"} if table else {})) as (file, stream):
         broken = [packet.is_corrupt for packet in file.demux(stream) if packet.size]
-        listed = stream.frames if file.format.name.startswith("mov") else 0
+        listed = stream.frames if table else 0
     there = len(broken) - sum(broken)
     if there < listed:
         raise ValueError(
@@ -354,8 +355,8 @@ class Facts:
 
 def measure_video(path: Path) -> Facts:
     "What is known of a video when one frame is decoded; ValueError when it isn't whole."
-    frames = check_table(path)
     with video(path) as (file, stream):
+        frames = check_table(path, file.format.name)
         check_elements(path, file.format.name)
         _, frame = next(whole_frames(path, file, stream), (0, None))
         if frame is None:

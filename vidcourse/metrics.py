@@ -20,16 +20,12 @@ from torch import Tensor
 def shuffle_frames(
     clips: Float[Tensor, "n c t h w"], rng: torch.Generator | None = None
 ) -> Float[Tensor, "n c t h w"]:
-    """The same frames in random order, another order for each clip: right frame by frame, wrong in time."""
+    """The same frames in random order, another for each clip: right one by one, wrong in time."""
+    n, _, t, _, _ = clips.shape
     device = rng.device if rng is not None else "cpu"
-    order = (
-        torch.rand(clips.shape[0], clips.shape[2], generator=rng, device=device)
-        .argsort(1)
-        .to(clips.device)
-    )
-    return clips[torch.arange(len(clips), device=clips.device)[:, None], :, order].transpose(
-        1, 2
-    )
+    order = torch.rand(n, t, generator=rng, device=device).argsort(1).to(clips.device)
+    each = torch.arange(n, device=clips.device)[:, None]
+    return clips[each, :, order].transpose(1, 2)
 
 # %% ../nbs/02_metrics.ipynb #02009
 def brightness(
@@ -37,16 +33,16 @@ def brightness(
 ) -> Float[Tensor, "n t h w"]:
     """How far each pixel is from the background, 0 to 1: the largest of the three channels.
 
-    Without a `background` (clean, in [-1, 1], one a clip) it is taken to be black.
+    Without a `background` (clean, in [-1, 1], one a clip) it is taken to be black. ValueError for
+    anything but clips in colour.
     """
     if clips.ndim != 5 or clips.shape[1] != 3 or not clips.is_floating_point():
         raise ValueError(
-            f"clips must be float (n, 3, t, h, w) in [-1, 1], got {tuple(clips.shape)} {clips.dtype}; "
-            "vidcourse.video.to_float makes them from uint8 frames"
+            f"clips must be float (n, 3, t, h, w) in [-1, 1], got {tuple(clips.shape)} "
+            f"{clips.dtype}; vidcourse.video.to_float makes them from uint8 frames"
         )
-    return (
-        ((clips - (-1.0 if background is None else background[:, :, None])) / 2).abs().amax(1)
-    )
+    backdrop = -1.0 if background is None else background[:, :, None]
+    return ((clips - backdrop) / 2).abs().amax(1)
 
 # %% ../nbs/02_metrics.ipynb #02011
 def centroid(weights: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b 2"]:
@@ -54,22 +50,18 @@ def centroid(weights: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b 2"]:
     h, w = weights.shape[-2:]
     x = (torch.arange(w, device=weights.device) + 0.5) * 2 / w - 1
     y = (torch.arange(h, device=weights.device) + 0.5) * 2 / h - 1
-    total = weights.sum((-2, -1))
-    return (
-        torch.stack([(weights.sum(-2) * x).sum(-1), (weights.sum(-1) * y).sum(-1)], -1)
-        / total[..., None]
-    )
+    across, down = (weights.sum(-2) * x).sum(-1), (weights.sum(-1) * y).sum(-1)
+    return torch.stack([across, down], -1) / weights.sum((-2, -1))[..., None]
 
 # %% ../nbs/02_metrics.ipynb #02014
 class Tracks(NamedTuple):
-    """What was measured of the object in every frame of every clip."""
+    """What was measured of the object in every frame of every clip.
 
-    centroids: Float[
-        Tensor, "n t 2"
-    ]  # x right, y down, [-1, 1]; NaN in a frame without an object
-    colours: Float[
-        Tensor, "n t 3"
-    ]  # red, green, blue in [0, 1]; black in a frame without an object
+    A frame without an object has NaN as its centroid, and black as its colour.
+    """
+
+    centroids: Float[Tensor, "n t 2"]  # x right, y down, [-1, 1]
+    colours: Float[Tensor, "n t 3"]  # red, green, blue in [0, 1]
     area: Float[Tensor, "n t"]  # share of the frame, 0 to 1
 
 
@@ -81,21 +73,19 @@ def track(
 ) -> Tracks:
     """Position, colour and area of the one object in each frame, from pixels alone.
 
-    The object is what differs from the background (black if none is given) by more than `threshold` in some channel;
-    a known `mask` (0 to 1) replaces that rule. Colour is the mean over the object's core, the pixels of at least 0.9
-    of the largest weight, so that blended edges don't darken it.
+    The object is what differs from the background (black if none is given) by more than
+    `threshold` in some channel; a known `mask` (0 to 1) replaces that rule. Colour is the mean over
+    the object's core, the pixels of at least 0.9 of the largest weight, so that blended edges don't
+    darken it.
     """
     weights = brightness(clips, background) if mask is None else mask
     weights = weights * (weights > threshold)
     peak = weights.amax((-2, -1), keepdim=True)
     core = ((weights >= 0.9 * peak) & (peak > 0)).to(clips.dtype)
-    colours = (
-        torch.einsum("ncthw,nthw->ntc", (clips + 1) / 2, core)
-        / core.sum((-2, -1)).clamp_min(1)[..., None]
-    )
-    return Tracks(
-        centroid(weights), colours, (weights > 0.5 * peak).to(clips.dtype).mean((-2, -1))
-    )
+    total = torch.einsum("ncthw,nthw->ntc", (clips + 1) / 2, core)
+    colours = total / core.sum((-2, -1)).clamp_min(1)[..., None]
+    area = (weights > 0.5 * peak).to(clips.dtype).mean((-2, -1))
+    return Tracks(centroid(weights), colours, area)
 
 # %% ../nbs/02_metrics.ipynb #02022
 def object_colour(clips: Float[Tensor, "n 3 t h w"], **options) -> Float[Tensor, "n t 3"]:
@@ -109,26 +99,31 @@ def speed(centroids: Float[Tensor, "*b t 2"]) -> Float[Tensor, "*b s"]:
 
 
 def frame_change(clips: Float[Tensor, "n c t h w"]) -> Float[Tensor, " n"]:
-    """Mean absolute change of a pixel from one frame to the next, clips in [-1, 1]: 0 for a frozen clip."""
+    """Mean absolute change of a pixel from one frame to the next: 0 for a frozen clip."""
     return clips.diff(dim=2).abs().mean((1, 2, 3, 4))
 
 # %% ../nbs/02_metrics.ipynb #02025
 def acd(features: Float[Tensor, "n t d"]) -> float:
-    """Average content distance: mean L2 distance of two different frames of a clip, then mean over clips.
+    """Average content distance: mean L2 distance of two different frames, then mean over clips.
 
-    Lower is steadier; a frozen clip has 0. Source: MoCoGAN (2018), section 4; there the features are the object's colour.
+    Lower is steadier; a frozen clip has 0. Source: MoCoGAN (2018), section 4; there the features
+    are the object's colour. ValueError for clips of one frame.
     """
     n, t, _ = features.shape
     if t < 2:
         raise ValueError(
-            f"ACD compares the frames of a clip and needs at least 2; got features of shape {tuple(features.shape)}"
+            "ACD compares the frames of a clip and needs at least 2; "
+            f"got features of shape {tuple(features.shape)}"
         )
     pairs = (features[:, :, None] - features[:, None]).norm(dim=-1)
     return (pairs.sum((1, 2)) / (t * (t - 1))).mean().item()
 
 # %% ../nbs/02_metrics.ipynb #02031
 class ColourSpread(NamedTuple):
-    """Root mean square spreads on a content x motion grid; of colour: RGB in [0, 1], squares summed over channels."""
+    """Root mean square spreads on a content x motion grid.
+
+    Of colour: RGB in [0, 1], squares summed over channels.
+    """
 
     in_clip: float  # over the frames of one clip
     across: float  # of the clips' means, over the motions of one content
@@ -144,33 +139,31 @@ def colour_spread(features: Float[Tensor, "contents motions t d"]) -> ColourSpre
         return variance.sum(-1).mean().sqrt().item()
 
     clip, content = features.mean(2), features.mean((1, 2))
-    within, between = rms(features.flatten(1, 2).var(1, correction=0)), rms(content.var(0))
-    return ColourSpread(
-        rms(features.var(2, correction=0)),
-        rms(clip.var(1, correction=0)),
-        within,
-        between,
-        within / between if between > 0 else float("inf"),
-    )
+    in_clip = rms(features.var(2, correction=0))
+    across = rms(clip.var(1, correction=0))
+    within = rms(features.flatten(1, 2).var(1, correction=0))
+    between = rms(content.var(0))
+    ratio = within / between if between > 0 else float("inf")
+    return ColourSpread(in_clip, across, within, between, ratio)
 
 # %% ../nbs/02_metrics.ipynb #02032
 def check_grid(clips: Tensor) -> tuple[int, int]:
     """Contents and motions of a grid of clips; ValueError for what is no grid."""
     if clips.ndim != 6 or min(clips.shape[:2]) < 2:
         raise ValueError(
-            f"a grid is (contents, motions, 3, t, h, w) with at least 2 of both, got {tuple(clips.shape)}"
+            "a grid is (contents, motions, 3, t, h, w) with at least 2 of both, "
+            f"got {tuple(clips.shape)}"
         )
     return clips.shape[0], clips.shape[1]
 
 
 def colour_ratio(clips: Float[Tensor, "contents motions 3 t h w"], **options) -> ColourSpread:
-    """How much of the colour depends on something else than content: 0 is perfect control, 1 and more is none.
+    """How much of the colour depends on something else than content: 0 is control, 1 is none.
 
     `clips[i, j]` was made from content code i and motion code j. The options are those of `track`.
     """
-    return colour_spread(
-        object_colour(clips.flatten(0, 1), **options).unflatten(0, check_grid(clips))
-    )
+    shape = check_grid(clips)
+    return colour_spread(object_colour(clips.flatten(0, 1), **options).unflatten(0, shape))
 
 # %% ../nbs/02_metrics.ipynb #02035
 class ShapeAgreement(NamedTuple):
@@ -186,27 +179,28 @@ def silhouettes(
     """The object's mask (0 or 1), moved so that its centroid is the middle of the frame."""
     light = brightness(clips)
     light = light * (light > threshold)
-    theta = torch.eye(2, 3, device=clips.device).repeat(light.shape[0] * light.shape[1], 1, 1)
+    solid = light / light.amax((-2, -1), keepdim=True).clamp_min(1e-6)
+    frames = solid.flatten(0, 1)[:, None]
+    theta = torch.eye(2, 3, device=clips.device).repeat(len(frames), 1, 1)
     theta[:, :, 2] = centroid(light).flatten(0, 1).nan_to_num(0.0)
-    solid = (light / light.amax((-2, -1), keepdim=True).clamp_min(1e-6)).flatten(0, 1)[:, None]
-    moved = F.grid_sample(
-        solid, F.affine_grid(theta, list(solid.shape), align_corners=False), align_corners=False
-    )
+    places = F.affine_grid(theta, list(frames.shape), align_corners=False)
+    moved = F.grid_sample(frames, places, align_corners=False)
     return (moved > 0.5).float().view(light.shape)
 
 # %% ../nbs/02_metrics.ipynb #02036
 def shape_agreement(
     clips: Float[Tensor, "contents motions 3 t h w"], every: int = 4, threshold: float = 0.25
 ) -> ShapeAgreement:
-    """Is the silhouette the content's own? IoU of centred masks of one content, beside that of different contents.
+    """Is the silhouette the content's own?
 
-    Uses each `every`-th frame. Control shows as `same` near 1 and `different` clearly lower.
+    IoU of centred masks of one content, beside that of different contents; uses each `every`-th
+    frame. Control shows as `same` near 1 and `different` clearly lower.
     """
     k, _ = check_grid(clips)
-    s = silhouettes(clips[:, :, :, ::every].flatten(0, 1), threshold).reshape(
-        k, -1, clips.shape[-2] * clips.shape[-1]
-    )
-    content, s = torch.arange(k, device=s.device).repeat_interleave(s.shape[1]), s.flatten(0, 1)
+    s = silhouettes(clips[:, :, :, ::every].flatten(0, 1), threshold)
+    s = s.reshape(k, -1, clips.shape[-2] * clips.shape[-1])  # contents, frames, pixels
+    content = torch.arange(k, device=s.device).repeat_interleave(s.shape[1])
+    s = s.flatten(0, 1)
     overlap, size = s @ s.T, s.sum(1)
     union = size[:, None] + size - overlap
     iou = torch.where(union > 0, overlap / union.clamp_min(1), 1.0)
@@ -216,7 +210,10 @@ def shape_agreement(
 
 # %% ../nbs/02_metrics.ipynb #02039
 def fill_gaps(centroids: Float[Tensor, "n t 2"]) -> Float[Tensor, "n t 2"]:
-    """NaN positions become the last known one; at the start the first known; 0 in a clip where none is known."""
+    """NaN positions become the last known one; at the start the first known.
+
+    0 in a clip where none is known.
+    """
     out, seen = centroids.clone(), ~centroids.isnan().any(-1)
     first = out[torch.arange(len(out)), seen.int().argmax(1)].nan_to_num(0.0)
     for t in range(out.shape[1]):
@@ -225,19 +222,21 @@ def fill_gaps(centroids: Float[Tensor, "n t 2"]) -> Float[Tensor, "n t 2"]:
 
 
 def pair_correlation(paths: Float[Tensor, "*b k s"]) -> Float[Tensor, "*b"]:
-    """Mean correlation over the pairs of k centred rows; a constant row has correlation 0 with all."""
+    """Mean correlation over the pairs of k centred rows; 0 for pairs with a constant row."""
     k, unit = paths.shape[-2], paths / paths.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     table = unit @ unit.mT
-    return (table.sum((-2, -1)) - table.diagonal(dim1=-2, dim2=-1).sum(-1)) / (k * (k - 1))
+    with_itself = table.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (table.sum((-2, -1)) - with_itself) / (k * (k - 1))
 
 # %% ../nbs/02_metrics.ipynb #02041
 class PathAgreement(NamedTuple):
-    """How alike the paths of one motion code are over all contents."""
+    """How alike the paths of one motion code are over all contents.
+
+    `per_axis` holds the mean correlation of all pairs of contents, NaN where an axis doesn't move.
+    """
 
     score: float  # mean of per_axis over the axes that move; 0 when none does
-    per_axis: Float[
-        Tensor, "motions 2"
-    ]  # mean correlation of all pairs of contents; NaN where the axis doesn't move
+    per_axis: Float[Tensor, "motions 2"]
     moving: float  # share of the (motion, axis) pairs that move
     joint: float  # the same with x and y as one path, each weighed by how far it moves
 
@@ -247,36 +246,33 @@ def path_correlation(
 ) -> PathAgreement:
     """Correlation over time of the object's positions, between clips that share a motion code.
 
-    An axis of a motion *moves* when the standard deviation of the position over time, averaged over contents, is at
-    least `still` (half frame widths); others are left out, as their correlation is noise. On a moving axis a clip that
-    stands still counts as 0. A frame without object keeps the last known position.
+    An axis of a motion *moves* when the standard deviation of the position over time, averaged over
+    contents, is at least `still` (half frame widths); others are left out, as their correlation is
+    noise. On a moving axis a clip that stands still counts as 0. A frame without object keeps the
+    last known position. ValueError for fewer than 2 contents or frames.
     """
     k, m, t, _ = centroids.shape
     if k < 2 or t < 2:
         raise ValueError(
-            f"needs at least 2 contents and 2 frames, got centroids of shape {tuple(centroids.shape)}"
+            "needs at least 2 contents and 2 frames, "
+            f"got centroids of shape {tuple(centroids.shape)}"
         )
     paths = fill_gaps(centroids.flatten(0, 1)).unflatten(0, (k, m)).double()
-    paths = (paths - paths.mean(2, keepdim=True)).permute(
-        1, 3, 0, 2
-    )  # motions, axis, contents, t
+    paths = paths - paths.mean(2, keepdim=True)
+    paths = paths.permute(1, 3, 0, 2)  # motions, axis, contents, t
     moves = paths.pow(2).mean(-1).sqrt().mean(-1) >= still  # motions, axis
     if not moves.any():
         return PathAgreement(0.0, torch.full((m, 2), float("nan")), 0.0, 0.0)
     per_axis = pair_correlation(paths).masked_fill(~moves, float("nan")).float()
     joint = pair_correlation(paths.permute(0, 2, 3, 1).flatten(2))[moves.any(1)]
-    return PathAgreement(
-        per_axis[moves].mean().item(),
-        per_axis,
-        moves.float().mean().item(),
-        joint.mean().item(),
-    )
+    score, moving = per_axis[moves].mean().item(), moves.float().mean().item()
+    return PathAgreement(score, per_axis, moving, joint.mean().item())
 
 # %% ../nbs/02_metrics.ipynb #02044
 def mask_iou(
     predicted: Float[Tensor, "*b h w"], true: Float[Tensor, "*b h w"], threshold: float = 0.5
 ) -> Float[Tensor, "*b"]:
-    """Intersection over union of two masks per frame, both cut at `threshold`; 1 where both are empty."""
+    """Intersection over union of two masks, both cut at `threshold`; 1 where both are empty."""
     a, b = predicted > threshold, true > threshold
     union = (a | b).sum((-2, -1))
     return torch.where(union > 0, (a & b).sum((-2, -1)) / union.clamp_min(1), 1.0)
@@ -285,40 +281,39 @@ def mask_iou(
 def psnr(
     clips: Float[Tensor, "n *rest"], truth: Float[Tensor, "n *rest"], span: float = 2.0
 ) -> Float[Tensor, " n"]:
-    """Peak signal to noise ratio of each clip in dB, for values that span `span` (2 for [-1, 1]); infinite when equal."""
+    """Peak signal to noise ratio of each clip in dB; infinite where they are equal.
+
+    `span` is what the values span, 2 for [-1, 1]. ValueError for different shapes.
+    """
     if clips.shape != truth.shape:
         raise ValueError(
-            f"clips and truth must have one shape, got {tuple(clips.shape)} and {tuple(truth.shape)}"
+            "clips and truth must have one shape, "
+            f"got {tuple(clips.shape)} and {tuple(truth.shape)}"
         )
     return 10 * torch.log10(span**2 / (clips - truth).pow(2).flatten(1).mean(1))
 
 # %% ../nbs/02_metrics.ipynb #02052
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
-    """Frechet distance of two sets of feature vectors, each described by its mean and covariance, in float64.
+    """Frechet distance of two sets of vectors, each described by its mean and covariance.
 
-    `|mean_a - mean_b|^2 + tr(cov_a) + tr(cov_b) - 2 tr((cov_a cov_b)^(1/2))`; the last trace is the sum of the singular
-    values of `A B^T` (rows centred and scaled), so no matrix root is needed. Fewer vectors than dimensions are no problem for the arithmetic, only for
-    the meaning: the value is biased upward. ValueError for NaN, infinity or sets that don't fit.
+    `|mean_a - mean_b|^2 + tr(cov_a) + tr(cov_b) - 2 tr((cov_a cov_b)^(1/2))`, in float64; the last
+    trace is the sum of the singular values of `A B^T` (rows centred and scaled), so no matrix root
+    is needed. Fewer vectors than dimensions are no problem for the arithmetic, only for the
+    meaning: the value is biased upward. ValueError for NaN, infinity or sets that don't fit.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
-            f"needs two sets of at least 2 vectors of one length, got shapes {tuple(a.shape)} and {tuple(b.shape)}"
+            "needs two sets of at least 2 vectors of one length, "
+            f"got shapes {tuple(a.shape)} and {tuple(b.shape)}"
         )
     a, b = a.detach().double(), b.detach().double()
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("the features hold NaN or infinity; look at the clips that gave them")
-    A, B = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
+    A = (a - a.mean(0)) / (len(a) - 1) ** 0.5
+    B = (b - b.mean(0)) / (len(b) - 1) ** 0.5
     roots = torch.linalg.svdvals(torch.linalg.qr(A).R @ torch.linalg.qr(B).R.T)
-    return (
-        (
-            (a.mean(0) - b.mean(0)).pow(2).sum()
-            + A.pow(2).sum()
-            + B.pow(2).sum()
-            - 2 * roots.sum()
-        )
-        .clamp_min(0)
-        .item()
-    )
+    means, traces = (a.mean(0) - b.mean(0)).pow(2).sum(), A.pow(2).sum() + B.pow(2).sum()
+    return (means + traces - 2 * roots.sum()).clamp_min(0).item()
 
 # %% ../nbs/02_metrics.ipynb #02059
 class Matching(NamedTuple):
@@ -335,14 +330,16 @@ def match_categories(
     n_categories: int,
     n_classes: int | None = None,
 ) -> Matching:
-    """Give every unlabelled category a class of its own so that most clips agree (Hungarian assignment).
+    """Give every unlabelled category a class of its own so that most clips agree.
 
-    `categories` were asked of the generator, `seen` is what a classifier saw. Optimistic for few clips, since the
-    matching is chosen on the very clips it is scored on.
+    `categories` were asked of the generator, `seen` is what a classifier saw (Hungarian
+    assignment). Optimistic for few clips, since the matching is chosen on the very clips it is
+    scored on. ValueError unless both have one number a clip.
     """
     if categories.shape != seen.shape or len(seen) == 0:
         raise ValueError(
-            f"one category and one seen class a clip, got {tuple(categories.shape)} and {tuple(seen.shape)}"
+            "one category and one seen class a clip, "
+            f"got {tuple(categories.shape)} and {tuple(seen.shape)}"
         )
     table = np.zeros((n_categories, n_classes or n_categories), np.int64)
     np.add.at(table, (categories.cpu().numpy(), seen.cpu().numpy()), 1)

@@ -354,10 +354,12 @@ def build(
         if modules:
             write_api(modules, sources)
         looks = configuration("vidcourse", api=bool(modules))
-        places = (sources, None, Path(out), Path(work) / "doctrees", "html")
+        made = Path(work) / "site" / "html"  # myst-nb leaves a folder beside it
+        places = (sources, None, made, Path(work) / "doctrees", "html")
         with redirect_stdout(io.StringIO()):
             app = Sphinx(*places, confoverrides=looks, status=None, warning=said)
             app.build()
         if app.statuscode:
             raise RuntimeError(f"Sphinx could not build the pages: {said.getvalue()[-2000:]}")
+        shutil.copytree(made, out, dirs_exist_ok=True)
     return [line.replace(f"{sources}{os.sep}", "") for line in said.getvalue().splitlines()]

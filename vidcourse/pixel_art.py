@@ -22,7 +22,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from .course import DATA_SETS, data_file, data_root
-from .files import FETCHERS, download
+from .files import FETCHERS, fetched
 from .video import atomic
 
 # %% ../nbs/01_pixel_art.ipynb #01a06
@@ -143,9 +143,7 @@ def fetch_sprites(
     target, lock = out / FILE, Path(lock or out / "sprites.lock.json")
     if target.exists() and not force:
         return target
-    before = lock.read_bytes() if lock.exists() else None
-    archive = download(url, out / "sprites-archive", lock, limit=2**26)
-    try:
+    with fetched(url, out / "sprites-archive", lock, limit=2**26) as archive:
         layers = read_sheets(archive)
         strange = [part for part, known in DIGESTS.items() if digest(layers[part]) != known]
         if strange and not any_art:
@@ -153,10 +151,6 @@ def fetch_sprites(
                 f"{', '.join(strange)}: the pixels are not those that the course was made with; "
                 "nothing was written. To use them all the same, give any_art (--any-art)"
             )
-    except ValueError:  # a whole archive with the wrong things in it must not become the law
-        archive.unlink()
-        lock.unlink() if before is None else lock.write_bytes(before)
-        raise
     with atomic(target) as temporary:
         np.savez_compressed(temporary, **layers, action_names=np.array(ACTIONS))
     if not keep:

@@ -2,16 +2,15 @@
 
 # %% auto #0
 __all__ = ['QUIET', 'FIRST', 'PERSONAL', 'PRINTED', 'SHOWN', 'DISPLAYS', 'REPORT_TYPE', 'COLOURS', 'HINTS', 'LONGEST', 'VIEW',
-           'ELSEWHERE', 'PAGE', 'OUTSIDE_PICTURE', 'FRONT', 'course_folder', 'find_notebooks', 'cells_of', 'imports',
-           'modules', 'holds', 'needs', 'check_parameters', 'furnish', 'font_list', 'kernel_variables', 'end_processes',
-           'kernel_environment', 'Limit', 'limit_output', 'Outcome', 'headline_numbers', 'failure', 'run_in_kernel',
-           'execute', 'formula', 'still', 'markdown_filter', 'page', 'told', 'table', 'write_whole', 'write_page',
-           'write_pages', 'clear_pages', 'course_line', 'course_bar', 'line', 'run_course', 'stored_course']
+           'ELSEWHERE', 'FRONT', 'course_folder', 'find_notebooks', 'cells_of', 'imports', 'modules', 'holds', 'needs',
+           'check_parameters', 'furnish', 'font_list', 'kernel_variables', 'end_processes', 'kernel_environment',
+           'Limit', 'limit_output', 'Outcome', 'headline_numbers', 'failure', 'run_in_kernel', 'execute', 'still',
+           'opening_of', 'page_of', 'table', 'write_whole', 'write_table', 'write_site', 'clear_pages', 'course_line',
+           'course_bar', 'line', 'run_course', 'checked_copy', 'stored_course']
 
 # %% ../nbs/70_running_the_course.ipynb #70004
 import ast
 import contextlib
-import html
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import vidcourse
+from .pages import Page, build
 
 # %% ../nbs/70_running_the_course.ipynb #70006
 def course_folder(name: str = "nbs") -> Path:
@@ -70,7 +70,10 @@ def find_notebooks(names: Iterable[str] = (), folder: str | Path | None = None) 
 def cells_of(notebook: Path) -> list[dict]:
     "The cells of a notebook's file; ValueError, with the name, when the file is no notebook."
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        book = json.loads(notebook.read_text(encoding="utf-8"))
+        cells = book["cells"]
+        if book["nbformat"] != 4:
+            raise ValueError(f"it has format {book['nbformat']!r:.20}, 4 is read")
         for cell in cells:
             if cell["cell_type"] not in ("code", "markdown", "raw"):
                 raise KeyError("cell_type")
@@ -399,16 +402,6 @@ def execute(
         outcome.numbers = headline_numbers(result)
     return outcome
 
-# %% ../nbs/70_running_the_course.ipynb #70039
-def formula(tex: str, block: bool) -> str:
-    "TeX as MathML, which browsers draw by themselves; the TeX source where that can't be made."
-    import math_core
-
-    try:
-        return math_core.LatexToMathML().convert_with_local_state(tex, displaystyle=block)
-    except math_core.LatexError:
-        return f"<code>{html.escape(tex)}</code>"
-
 # %% ../nbs/70_running_the_course.ipynb #70042
 VIEW = "application/vnd.jupyter.widget-view+json"
 ELSEWHERE = "(a live control stands here while the notebook runs in JupyterLab: make lab)"
@@ -426,96 +419,46 @@ def still(book: Any) -> Any:
                     data["text/plain"] = ELSEWHERE
     return book
 
-# %% ../nbs/70_running_the_course.ipynb #70renc
-PAGE = """
-{%- extends 'lab/index.html.j2' -%}
-{% block html_head_js %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}
-{% block html_head_css %}
-<style>
-  main { max-width: 64rem; margin: auto }
-  nav { font: 14px sans-serif; padding: 8px 0 }
-  .jp-RenderedImage img { image-rendering: pixelated }
-</style>
-{% endblock %}
-"""
-
-
-def markdown_filter(pictures: Path) -> Callable:
-    "nbconvert's filter from Markdown to HTML, with MathML and with the pictures of that folder."
-    from jinja2 import pass_context
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-
-    class Renderer(IPythonRenderer):
-        def inline_math(self, body):
-            return formula(body, False)
-
-        def block_math(self, body):
-            return formula(body, True)
-
-        def latex_environment(self, name, body):
-            return formula(f"\\begin{{{name}}}{body}\\end{{{name}}}", True)
-
-    @pass_context
-    def markdown(context, source: str) -> str:
-        inside = context.get("cell", {}).get("attachments", {})
-        options = dict(escape=False, embed_images=True, path=str(pictures), attachments=inside)
-        return MarkdownWithMath(Renderer(**options)).render(source)
-
-    return markdown
-
-# %% ../nbs/70_running_the_course.ipynb #70044
-OUTSIDE_PICTURE = re.compile(r"<img[^>]*src=\"https?://[^>]*>")
-
-
-def page(executed: Path, pictures: Path, navigation: str = "") -> str:
-    """An executed notebook as one HTML page without outside requests.
-
-    `pictures` is the folder that image links start from, `navigation` stands at the top.
-    """
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(
-        raw_template=PAGE, filters={"markdown2html": markdown_filter(pictures)}
-    )
-    book = still(nbformat.read(executed, 4))
-    text, _ = exporter.from_notebook_node(book, {"metadata": {"name": executed.stem}})
-
-    def words(picture: re.Match) -> str:
-        found = re.search(r'alt="([^"]*)"', picture[0])
-        return found[1] if found else ""
-
-    text = OUTSIDE_PICTURE.sub(words, text)
-    text = re.sub(r'href="(\d\w+)\.ipynb', r'href="\1.html', text)
-    return text.replace("<main>", f"<main>{navigation}", 1)
-
 # %% ../nbs/70_running_the_course.ipynb #70048
+def opening_of(notebook: Path, why: str) -> dict:
+    "In place of a notebook that was not run: its opening words and why, as a notebook's JSON."
+    try:
+        first = next(c for c in cells_of(notebook) if c["cell_type"] == "markdown")
+        opening = "".join(first["source"])
+    except (ValueError, StopIteration):  # no notebook, or one without words
+        opening = f"# {notebook.stem}"
+    cells = []
+    for number, text in enumerate((opening, f"*This notebook was not run: {why}.*")):
+        cell = dict(cell_type="markdown", id=f"cell{number}", metadata={}, source=text)
+        cells.append(cell)
+    return dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
+
+
+def page_of(outcome: Outcome, notebook: Path, out: Path) -> Page:
+    "What the site shows of a notebook: the one that was run, which lies in `out`, or its opening."
+    ran, told = out / notebook.name, asdict(outcome)
+    if ran.is_file():
+        book = json.loads(ran.read_text(encoding="utf-8"))
+    else:
+        book = opening_of(notebook, outcome.why or outcome.status)
+    return Page(told.pop("name"), book, **told)
+
+# %% ../nbs/70_running_the_course.ipynb #70tabl
 FRONT = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>vidcourse</title>
-<style>
-  body { font: 16px sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
-  table { border-collapse: collapse; width: 100% }
-  td, th { border-bottom: 1px solid #ddd; padding: .4em; text-align: left; vertical-align: top }
-  .ok, .stored { color: #187a3c }
-  .failed, .stopped { color: #b3261e; font-weight: bold }
-  .skipped, .not { color: #777 }
-  pre { background: #f6f6f6; padding: 1em; overflow: auto }
-  small { color: #555 }
-</style>
 <h1>vidcourse</h1>
 <p>{{ about }}</p>
 <table>
-<tr><th>notebook</th><th>status</th><th>minutes</th><th>headline numbers</th></tr>
+<tr><th>notebook</th><th>status</th><th>minutes</th><th></th></tr>
 {%- for o in outcomes %}
 <tr>
-  <td>{{ o.name }}{% if o.name in linked %} <a href="{{ o.name }}.html">read</a>{% endif %}</td>
-  <td class="{{ o.status }}">{{ o.status }}</td>
+  <td>{{ o.name }}</td>
+  <td>{{ o.status }}</td>
   <td>{{ "%.1f" % o.minutes if o.minutes else "" }}</td>
-  <td><small>{{ o.why or told(o.numbers) }}</small></td>
+  <td>{{ o.why }}</td>
 </tr>
 {%- endfor %}
 </table>
@@ -526,25 +469,13 @@ FRONT = """<!DOCTYPE html>
 </html>
 """
 
-# %% ../nbs/70_running_the_course.ipynb #70tabl
-def told(numbers: dict[str, Any]) -> str:
-    "Headline numbers on one line."
-    shown = []
-    for name, value in numbers.items():
-        value = f"{value:.4g}" if isinstance(value, float) else value
-        shown.append(f"{name.replace('_', ' ')} {value}")
-    return "; ".join(shown)
 
-
-def table(outcomes: list[Outcome], about: str = "", linked: Iterable[str] = ()) -> str:
-    """The front page: a row for each notebook, then the failures with their tracebacks.
-
-    `linked` names the notebooks that have a page.
-    """
+def table(outcomes: list[Outcome], about: str = "") -> str:
+    "The front page while a run goes on: a row for each notebook, then the tracebacks."
     from jinja2 import Environment
 
     front = Environment(autoescape=True).from_string(FRONT)
-    return front.render(outcomes=outcomes, about=about, linked=set(linked), told=told)
+    return front.render(outcomes=outcomes, about=about)
 
 # %% ../nbs/70_running_the_course.ipynb #70051
 def write_whole(path: Path, text: str) -> None:
@@ -554,42 +485,25 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_page(notebook: Path, out: Path, before: str | None, after: str | None) -> None:
-    "The page of an executed notebook in `out`, with links to its neighbours."
-    links = {"index": "all notebooks", before: f"&larr; {before}", after: f"{after} &rarr;"}
-    bar = " &middot; ".join(
-        f'<a href="{to}.html">{label}</a>' for to, label in links.items() if to
-    )
-    text = page(out / notebook.name, notebook.parent, f"<nav>{bar}</nav>")
-    write_whole(out / f"{notebook.stem}.html", text)
-
-# %% ../nbs/70_running_the_course.ipynb #70wrip
-def write_pages(
-    outcomes: list[Outcome],
-    notebooks: list[Path],
-    out: Path,
-    about: str,
-    only: str | None = None,
-) -> None:
-    """Write index.html and results.json, and the page of each notebook that was run.
-
-    Of the pages only that of `only`, when it is given. A notebook that makes no page has failed.
-    """
-    names = [path.stem for path in notebooks]
-    places = zip(outcomes, notebooks, [None, *names], [*names[1:], None])
-    for outcome, path, before, after in places:
-        if only in (None, path.stem) and (out / path.name).is_file():
-            try:
-                write_page(path, out, before, after)
-            except Exception as error:  # nbconvert has many ways to refuse
-                outcome.status, outcome.why = "failed", f"no page: {failure(error)[0]}"
-    linked = [name for name in names if (out / f"{name}.html").is_file()]
-    write_whole(out / "index.html", table(outcomes, about, linked))
+def write_table(outcomes: list[Outcome], out: Path, about: str) -> None:
+    "Write index.html, the plain table, and results.json."
+    write_whole(out / "index.html", table(outcomes, about))
     write_whole(out / "results.json", json.dumps([asdict(o) for o in outcomes], indent=1))
+
+
+def write_site(outcomes: list[Outcome], notebooks: list[Path], out: Path, about: str) -> None:
+    "Build the site in `out`, from the notebooks that were run and lie there."
+    pages = [page_of(o, path, out) for o, path in zip(outcomes, notebooks)]
+    build(pages, out, about, notebooks[0].parent / "images")
 
 # %% ../nbs/70_running_the_course.ipynb #70053
 def clear_pages(notebooks: list[Path], out: Path) -> None:
-    "Make `out`, and take away what an earlier run left there of these notebooks."
+    """Make `out`, and take away what an earlier run left there of these notebooks.
+
+    ValueError when `out` is where the notebooks themselves lie.
+    """
+    if notebooks[0].resolve().parent == out:
+        raise ValueError(f"{out} holds the notebooks themselves; name another folder for pages")
     out.mkdir(parents=True, exist_ok=True)
     for path in notebooks:
         for old in (out / path.name, out / f"{path.stem}.html"):
@@ -630,7 +544,7 @@ def run_course(
     say: Callable[[str], None] = print,
     timeout: float | None = LONGEST,
 ) -> list[Outcome]:
-    """Run notebooks in reading order and write them, as notebooks and pages, to `out`.
+    """Run notebooks in reading order and write them, as notebooks and as a site, to `out`.
 
     Returns what became of each. A notebook is skipped when one that it needs failed; `timeout` is
     the minutes that a cell may take. Errors as `find_notebooks`; KeyboardInterrupt after the table
@@ -639,21 +553,14 @@ def run_course(
     notebooks, out = find_notebooks(names, folder), Path(out).resolve()
     parameters = {"profile": profile} | ({} if seed is None else {"seed": seed})
     outcomes = {path.stem: Outcome(path.stem) for path in notebooks}
-
-    def write(only: str) -> None:
-        write_pages(list(outcomes.values()), notebooks, out, course_line(profile), only)
-
+    about = course_line(profile)
     clear_pages(notebooks, out)
-    write(only="")
+    write_table([*outcomes.values()], out, about)
     needed = needs(notebooks)
     with course_bar(notebooks, progress) as bar:
         for count, path in enumerate(bar, 1):
             lost = [name for name in needed[path.stem] if outcomes[name].status != "ok"]
-            outcome = outcomes[path.stem]
-            outcome.status, outcome.why = (
-                "stopped",
-                "in the middle of it",
-            )  # unless told otherwise
+            outcomes[path.stem] = Outcome(path.stem, "stopped")  # unless it ends by itself
             try:
                 if lost:
                     outcome = Outcome(path.stem, "skipped", why=f"needs {', '.join(lost)}")
@@ -661,26 +568,43 @@ def run_course(
                     outcome = execute(path, out, parameters, not bar.disable, timeout)
                 outcomes[path.stem] = outcome
             finally:
-                write(only=path.stem)
+                write_table([*outcomes.values()], out, about)
             with bar.external_write_mode(file=sys.stdout):
                 say(line(outcome, f"[{count}/{len(notebooks)}]"))
-    return list(outcomes.values())
+    write_site([*outcomes.values()], notebooks, out, about)
+    return [*outcomes.values()]
 
 # %% ../nbs/70_running_the_course.ipynb #70057
+def checked_copy(notebook: Path, out: Path) -> None:
+    "Copy a notebook into `out`; ValueError, with its name, for a file that is no valid notebook."
+    import nbformat
+
+    cells_of(notebook)
+    try:
+        book = nbformat.read(notebook, as_version=4)
+        nbformat.validate(book)
+    except Exception as error:  # nbformat has several classes for it
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{notebook.name} is no notebook: {reason}") from None
+    nbformat.write(book, out / notebook.name)
+
+
 def stored_course(
     names: Iterable[str] = (), out: str | Path = "_site", folder: str | Path | None = None
 ) -> list[Outcome]:
-    "Pages of the notebooks as they are, with the outputs they carry; nothing is run."
+    "A site of the notebooks as they are, with the outputs they carry; nothing is run."
     notebooks, out = find_notebooks(names, folder), Path(out).resolve()
     clear_pages(notebooks, out)
     outcomes = []
     for path in notebooks:
         outcome = Outcome(path.stem, "stored")
         try:
+            checked_copy(path, out)
             outcome.numbers = headline_numbers(path)
-            (out / path.name).write_bytes(path.read_bytes())
         except ValueError as error:
             outcome.status, outcome.why = "failed", str(error)
         outcomes.append(outcome)
-    write_pages(outcomes, notebooks, out, "outputs as stored with the notebooks")
+    about = "outputs as stored with the notebooks"
+    write_table(outcomes, out, about)
+    write_site(outcomes, notebooks, out, about)
     return outcomes

@@ -29,17 +29,17 @@ MOTIONS = {
 }
 
 # %% ../nbs/01_moving_shapes.ipynb #01010
-EXTENT = (
-    1.0,
-    0.886,
-    1.3,
-)  # how far a shape of radius 1 reaches: equal areas for circle and square, 0.7 of it for the triangle
+# How far a shape of radius 1 reaches. Circle and square have equal areas, the triangle 0.7 of it.
+EXTENT = (1.0, 0.886, 1.3)
 
 
 def outside(
     shape: int, x: Float32[np.ndarray, "*#s"], y: Float32[np.ndarray, "*#s"], radius: np.float32
 ) -> Float32[np.ndarray, "*s"]:
-    "Distance to the edge of a shape at the origin, in pixels, negative inside. Only exact float operations: + - * sqrt abs max."
+    """Distance to the edge of a shape at the origin, in pixels, negative inside.
+
+    Only float operations that are exact everywhere: + - * sqrt abs max.
+    """
     if SHAPES[shape] == "circle":
         return np.sqrt(x * x + y * y) - radius
     if SHAPES[shape] == "square":
@@ -60,7 +60,7 @@ def coverage(distance: Float32[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s"]:
 def stencil(
     shape: int, radius: float, centre: Float[np.ndarray, "t 2"], size: int
 ) -> UInt8[np.ndarray, "t h w"]:
-    "Coverage of one object at its centres (pixels); computed in a window around each, pasted where the picture is."
+    "Coverage of one object at its centres (pixels), computed in a window around each."
     window = int(np.ceil(2 * EXTENT[shape] * radius)) + 3
     corner = np.floor(centre - window / 2).astype(np.int64)
     x, y = (
@@ -89,7 +89,10 @@ def line(
 def bezier(
     p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]
 ) -> Float[np.ndarray, "n t 2"]:
-    "A cubic Bezier curve through the first and last point, drawn towards the two between; rests before 0 and after 1."
+    """A cubic Bezier curve through the first and last point, drawn towards the two between.
+
+    It rests before 0 and after 1.
+    """
     t, (a, b, c, d) = np.clip(t, 0, 1)[..., None], p[:, None].transpose(2, 0, 1, 3)
     return (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
 
@@ -97,7 +100,10 @@ def bezier(
 def circle(
     p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"]
 ) -> Float[np.ndarray, "n t 2"]:
-    "Round and round: `p[:, 0]` is the centre, `p[:, 1]` radius and phase in half turns, `p[:, 2, 0]` the turns a clip; the rest is not used."
+    """Round and round: `p[:, 0]` is the centre, `p[:, 1]` radius and phase in half turns.
+
+    `p[:, 2, 0]` are the turns a clip; the rest is not used.
+    """
     angle = 2 * np.pi * (p[:, 1, 1, None] / 2 + p[:, 2, 0, None] * t)
     return p[:, None, 0] + p[:, None, 1, :1] * np.stack([np.cos(angle), np.sin(angle)], -1)
 
@@ -105,7 +111,10 @@ def circle(
 def bounce(
     p: Float[np.ndarray, "n 4 2"], t: Float[np.ndarray, "n t"], room: Float[np.ndarray, "n"]
 ) -> Float[np.ndarray, "n t 2"]:
-    "Straight at an even speed, thrown back by the walls at -room and room: a triangle wave in x and in y. Start, signs, speeds: `p[:, 0]` to `p[:, 2]`."
+    """Straight at an even speed, thrown back by the walls at -room and room.
+
+    A triangle wave in x and in y. `p[:, 0]` is the start, `p[:, 1]` signs, `p[:, 2]` speeds.
+    """
     velocity = 2.86 * np.sign(p[:, 1]) * (0.55 + 0.45 * np.abs(p[:, 2]))
     room = room[:, None, None]
     along = (p[:, None, 0] + velocity[:, None] * t[..., None] + room) % (4 * room)
@@ -118,7 +127,7 @@ MOTION = ("motion", "path", "points", "speed")
 
 @dataclass(frozen=True)
 class Factors:
-    "Everything there is to know about n clips. Content: `shape` to `texture`; motion: `motion` to `speed`."
+    "All there is to know of n clips: content (`shape` to `texture`), motion (`motion` to `speed`)."
 
     shape: Int[np.ndarray, "n"]  # index into SHAPES
     colour: Float[np.ndarray, "n 3"]  # red, green, blue in [0, 1]
@@ -149,8 +158,9 @@ Times = Sequence | np.ndarray  # (t) for all clips, or (n, t)
 
 
 def position(factors: Factors, times: Times) -> Float[np.ndarray, "n t 2"]:
-    """Centre of the object, x to the right and y down, both -1 to 1, at any times (a clip lasts from 0 to 1), rounded to 1/4096.
+    """Centre of the object at any times, x to the right and y down, both -1 to 1.
 
+    A clip lasts from 0 to 1; places are rounded to 1/4096.
     `times` are shared by all clips, or one row for each. ValueError for NaN or another shape.
     """
     times = np.asarray(times, np.float64)
@@ -177,7 +187,7 @@ def position(factors: Factors, times: Times) -> Float[np.ndarray, "n t 2"]:
 def uniform(
     bits: np.random.Philox, low: float, high: float, shape: tuple[int, ...] | int
 ) -> Float[np.ndarray, "..."]:
-    "Uniform float64 numbers in [low, high) from the raw bits of `bits`: the same on every machine and numpy version."
+    "Uniform numbers in [low, high) from raw `bits`: the same on every machine and numpy version."
     raw = bits.random_raw(int(np.prod(shape))).reshape(shape) >> np.uint64(11)
     return low + (high - low) * (raw.astype(np.float64) * 2.0**-53)
 
@@ -203,7 +213,7 @@ def directed(
     along: Float[np.ndarray, "n 4"],
     room: Float[np.ndarray, "n"],
 ) -> Float[np.ndarray, "n 4 2"]:
-    "Bezier points that cross the picture: up (rise), down (fall), to the left (drift) or to the right (cross)."
+    "Bezier points that cross the picture: up (rise), down (fall), left (drift) or right (cross)."
     axis, sign = (
         (1 if name in ("rise", "fall") else 0),
         (1 if name in ("rise", "drift") else -1),
@@ -218,7 +228,7 @@ def directed(
 def control_points(
     name: str, u: Float[np.ndarray, "n 4 2"], room: Float[np.ndarray, "n"]
 ) -> Float[np.ndarray, "n 4 2"]:
-    "Numbers `u` in [-1, 1] become the points of a motion called `name`, inside the room the object has."
+    "Numbers `u` in [-1, 1] become the points of a motion called `name`, in the object's room."
     points = u * room[:, None, None]
     if name in ("rise", "fall", "drift", "cross"):
         axis = 1 if name in ("rise", "fall") else 0
@@ -244,7 +254,8 @@ def check_options(n, motions, shapes, size, speed, backdrop) -> None:
         raise ValueError(f"n is {n}; at least one clip is needed")
     if not 0 < size[0] <= size[1] < 1:
         raise ValueError(
-            f"size is {size}; give (smallest, largest) radius with 0 < smallest <= largest < 1, 1 being half the picture"
+            f"size is {size}; give (smallest, largest) radius with 0 < smallest <= largest < 1, "
+            "1 being half the picture"
         )
     if not 0 <= speed[0] <= speed[1]:
         raise ValueError(
@@ -263,7 +274,8 @@ def draw_factors(
 ) -> Factors:
     """Draw the factors of `n` clips at random; the same seed gives the same factors everywhere.
 
-    `size` and `speed` are ranges, `motions` (names in MOTIONS), `shapes` and `backdrop` are choices. ValueError for unknown ones.
+    `size` and `speed` are ranges; `motions` (of MOTIONS), `shapes` and `backdrop` are choices.
+    ValueError for unknown ones.
     """
     backdrop = (backdrop,) if isinstance(backdrop, str) else tuple(backdrop)
     check_options(n, motions, shapes, size, speed, backdrop)
@@ -354,7 +366,7 @@ def stencils(factors: Factors, times: Times, size: int) -> Iterator[UInt8[np.nda
 
 
 def render(factors: Factors, times: Times, size: int) -> UInt8[np.ndarray, "n t size size 3"]:
-    "Draw the clips at these times, `size` pixels wide and high, with anti-aliasing. The same bytes on every machine."
+    "Draw the clips at these times, `size` x `size`, anti-aliased; the same bytes everywhere."
     under, colour = (
         background(factors, size),
         np.floor(factors.colour * 255 + 0.5).astype(np.uint8),
@@ -387,7 +399,7 @@ class ShapesData:
 def moving_shapes(
     n: int, length: int = 16, size: int = 64, seed: int = 0, **options
 ) -> ShapesData:
-    "`n` clips of moving shapes; `options` go to `draw_factors`. Frame k is drawn at time k / (length - 1)."
+    "`n` clips of moving shapes, frame k at time k / (length - 1); `options`: see `draw_factors`."
     if length < 1:
         raise ValueError(f"length is {length}; a clip has at least one frame")
     factors, times = draw_factors(n, seed, **options), np.arange(length) / max(1, length - 1)
@@ -395,10 +407,11 @@ def moving_shapes(
 
 # %% ../nbs/01_moving_shapes.ipynb #01059
 def combine(content: Factors, motion: Factors) -> Factors:
-    "The content of the first with the motion of the second, clip by clip. ValueError when their numbers differ."
+    "The content of the first with the motion of the second, clip by clip."
     if len(content) != len(motion):
         raise ValueError(
-            f"{len(content)} contents and {len(motion)} motions; give as many of one as of the other"
+            f"{len(content)} contents and {len(motion)} motions; give as many of one as of "
+            "the other"
         )
     return Factors(
         **{k: getattr(content, k) for k in CONTENT},

@@ -35,6 +35,7 @@ from vidcourse.readers import (
     kind_of_picture,
     map_member,
     open_npz,
+    printable,
     read,
     read_frames,
     read_image,
@@ -218,7 +219,7 @@ def check(
         try:
             sound.append((item, READERS[item.kind].measure(item.path)))
         except (ValueError, OSError) as error:
-            broken[item.path] = str(error)
+            broken[item.path] = printable(str(error))
     return sound, broken
 
 
@@ -302,7 +303,7 @@ def gather(
                     block.add(frame)
                     shown.update()
             except (ValueError, OSError) as error:
-                broken[item.path] = str(error)
+                broken[item.path] = printable(str(error))
                 shown.set_postfix(broken=len(broken))
                 block.count = begin  # its place goes to the next
                 continue
@@ -334,7 +335,7 @@ def read_folder(
     if broken and not (skip_broken and items):
         raise ValueError(broken_note(broken, len(inventory.items)))
     for note in filter(None, (inventory.note(), rates_note(sound, fps))):
-        print(f"{path}: {note}")
+        print(printable(f"{path}: {note}"))
     for reason in broken.values():
         print(f"left out: {reason}")
     names = tuple(dict.fromkeys(item.label for item in items))

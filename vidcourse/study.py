@@ -38,7 +38,7 @@ def read_records(path: str | Path) -> list[dict]:
         )
     return records
 
-
+# %% ../nbs/06_study.ipynb #06008a
 def collect(
     run: Callable[[str, int], dict],
     recipes: Sequence[str],
@@ -225,7 +225,7 @@ class Comparison:
         "Mean of the recipe less that of the base."
         return self.mean - self.base_mean
 
-
+# %% ../nbs/06_study.ipynb #06031a
 def compare(
     records: list[dict], columns: Sequence[str] | dict[str, str], *, base: str = "all of it"
 ) -> list[Comparison]:
@@ -238,7 +238,7 @@ def compare(
     if steps is None:
         known = ", ".join(dict.fromkeys(r["recipe"] for r in records))
         raise ValueError(f"no run of {base!r} to compare with; there are: {known or 'none'}")
-    recipes = dict.fromkeys(r["recipe"] for r in records if r["steps"] == steps)
+    recipes = dict.fromkeys(r["recipe"] for r in records)
     found = []
     for recipe in recipes:
         for column in columns:
@@ -286,7 +286,7 @@ def conclude(comparisons: list[Comparison], level: float = 0.05) -> str:
         + f"After Holm's correction p is below {level:g} in none. {why}Read it as a description."
     )
 
-
+# %% ../nbs/06_study.ipynb #06032a
 def comparison_table(
     comparisons: list[Comparison],
     columns: Sequence[str] | dict[str, str],

@@ -65,35 +65,33 @@ def apng(frames: UInt8[np.ndarray, "t h w 3"], fps: int | float = 8) -> bytes:
     )
 
 # %% ../nbs/00_video.ipynb #00016
-Clip = (
-    Tensor | np.ndarray
-)  # float tensor (c t h w) or (n c t h w) in [-1, 1]; or uint8 (t h w c) or (n t h w c)
+# A clip or several: float tensor (n c t h w) in [-1, 1] or uint8 (n t h w c), n may be missing.
+Clip = Tensor | np.ndarray
 
 
 def describe(value: Any) -> str:
     "Type and shape in a few words, for error messages."
+    name = type(value).__name__
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{str(value.dtype).removeprefix('torch.')} {type(value).__name__} of shape {tuple(value.shape)}"
-    return type(value).__name__
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"{kind} {name} of shape {tuple(value.shape)}"
+    return name
 
 
 def to_float(
     frames: UInt8[np.ndarray, "*n t h w c"] | UInt8[Tensor, "*n t h w c"],
 ) -> Float[Tensor, "*n c t h w"]:
-    "Frames in 0..255, channels last, to float32 clips in [-1, 1]; a tensor stays on its device. ValueError for anything else."
-    if getattr(frames, "dtype", None) not in (
-        np.dtype("uint8"),
-        torch.uint8,
-    ) or frames.ndim not in (4, 5):
+    """Frames in 0..255, channels last, to float32 clips in [-1, 1].
+
+    A tensor stays on its device. ValueError for other types and shapes.
+    """
+    bytes_ = getattr(frames, "dtype", None) in (np.dtype("uint8"), torch.uint8)
+    if not bytes_ or frames.ndim not in (4, 5):
         raise ValueError(
             f"expected uint8 frames (t h w c) or (n t h w c), got {describe(frames)}"
         )
-    return (
-        rearrange(torch.as_tensor(frames), "... t h w c -> ... c t h w")
-        .float()
-        .div(127.5)
-        .sub(1)
-    )
+    clips = rearrange(torch.as_tensor(frames), "... t h w c -> ... c t h w")
+    return clips.float().div(127.5).sub(1)
 
 # %% ../nbs/00_video.ipynb #00018
 def to_uint8(
@@ -101,19 +99,18 @@ def to_uint8(
 ) -> UInt8[np.ndarray, "*n t h w c"]:
     """Clips in [-1, 1] to frames in 0..255, channels last.
 
-    ValueError for other types or shapes, NaN, and values outside [-1, 1] (`clamp=True` cuts those off).
+    ValueError for other types or shapes, NaN, and values outside [-1, 1], unless `clamp` cuts
+    these off.
     """
-    if (
-        not isinstance(clips, Tensor)
-        or not clips.is_floating_point()
-        or clips.ndim not in (4, 5)
-    ):
+    floats = isinstance(clips, Tensor) and clips.is_floating_point()
+    if not floats or clips.ndim not in (4, 5):
         raise ValueError(
             f"expected a float tensor (c t h w) or (n c t h w), got {describe(clips)}"
         )
     if clips.shape[-4] not in (1, 3):
         raise ValueError(
-            f"expected 1 or 3 channels on the axis before time, got {describe(clips)}; are channels and time swapped?"
+            f"expected 1 or 3 channels on the axis before time, got {describe(clips)}; "
+            "are channels and time swapped?"
         )
     clips = clips.detach().float().cpu()
     if not clips.isfinite().all():
@@ -122,23 +119,25 @@ def to_uint8(
         )
     if not clamp and clips.numel() and clips.abs().max() > 1 + 1e-4:
         raise ValueError(
-            f"values from {clips.min():.3g} to {clips.max():.3g}, expected -1 to 1; rescale, or cut them off: to_uint8(clips, clamp=True)"
+            f"values from {clips.min():.3g} to {clips.max():.3g}, expected -1 to 1; rescale, "
+            "or cut them off: to_uint8(clips, clamp=True)"
         )
     frames = ((clips.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return rearrange(frames, "... c t h w -> ... t h w c").contiguous().numpy()
 
 # %% ../nbs/00_video.ipynb #00024
 def as_frames(clips: Clip) -> UInt8[np.ndarray, "n t h w 3"]:
-    "Any clip or batch of clips, float or uint8, as uint8 colour frames `(n t h w 3)`; grey becomes colour. ValueError for anything else."
+    """A clip or several, float or uint8, as uint8 colour frames; grey becomes colour.
+
+    ValueError for anything else.
+    """
     if isinstance(clips, Tensor):
         clips = to_uint8(clips) if clips.is_floating_point() else clips.cpu().numpy()
-    if (
-        getattr(clips, "dtype", None) != np.uint8
-        or clips.ndim not in (4, 5)
-        or clips.shape[-1] not in (1, 3)
-    ):
+    axes = clips.ndim if getattr(clips, "dtype", None) == np.uint8 else 0
+    if axes not in (4, 5) or clips.shape[-1] not in (1, 3):
         raise ValueError(
-            f"expected uint8 frames (t h w c) or (n t h w c) with 1 or 3 channels, or float clips (c t h w) or (n c t h w); got {describe(clips)}"
+            "expected uint8 frames (t h w c) or (n t h w c) with 1 or 3 channels, or float clips "
+            f"(c t h w) or (n c t h w); got {describe(clips)}"
         )
     if 0 in clips.shape:
         raise ValueError(f"there is nothing in it: {describe(clips)}")
@@ -149,7 +148,7 @@ def as_frames(clips: Clip) -> UInt8[np.ndarray, "n t h w 3"]:
 def grid(
     clips: Clip, columns: int | None = None, gap: int = 2
 ) -> UInt8[np.ndarray, "t height width 3"]:
-    "A batch of clips side by side as one clip, `columns` in a row, `gap` white pixels between them."
+    "Clips side by side as one clip, `columns` in a row, `gap` white pixels between them."
     frames = as_frames(clips)
     n, t, h, w, _ = frames.shape
     columns = min(n, columns or int(np.ceil(np.sqrt(n))))
@@ -168,22 +167,22 @@ def show(
     scale: int | None = None,
     caption: str | None = None,
 ) -> None:
-    "Show clips moving, in a grid, as an animated PNG; `scale` (a whole number) enlarges the pixels, the page enlarges small pictures further."
+    """Show clips moving, in a grid, as an animated PNG.
+
+    `scale` (a whole number) enlarges the pixels; the page enlarges small pictures further.
+    """
     page = grid(clips, columns)
     scale = scale or max(1, 384 // page.shape[2])
     high, wide = (side * scale for side in page.shape[1:3])
-    shown = max(
-        wide, min(800, 4 * wide // scale)
-    )  # in the page's pixels: no more bytes, and no stamps
-    display(
-        Image(
-            data=apng(page.repeat(scale, 1).repeat(scale, 2), fps),
-            format="png",
-            width=shown,
-            height=round(high * shown / wide),
-            alt=caption or "moving clips",
-        )
+    shown = max(wide, min(800, 4 * wide // scale))  # on the page: no more bytes, and no stamps
+    picture = Image(
+        data=apng(page.repeat(scale, 1).repeat(scale, 2), fps),
+        format="png",
+        width=shown,
+        height=round(high * shown / wide),
+        alt=caption or "moving clips",
     )
+    display(picture)
     if caption:
         display(Markdown(f"*{caption}*"))
 
@@ -219,42 +218,35 @@ def strip(
 
 # %% ../nbs/00_video.ipynb #00037
 def mp4(frames: UInt8[np.ndarray, "t h w 3"], fps: int | float = 8, crf: int = 14) -> bytes:
-    "H.264 that every browser plays; an odd height or width is padded by one pixel. A lower `crf` is better and larger."
-    frames = np.pad(
-        frames,
-        ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)),
-        mode="edge",
-    )
-    return encode(
-        pictures(frames), frames.shape[1:3], fps, "libx264", "mp4", "yuv420p", crf=str(crf)
-    )
+    """H.264 that every browser plays; a lower `crf` is better and larger.
+
+    An odd height or width is padded by one pixel.
+    """
+    high, wide = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, high % 2), (0, wide % 2), (0, 0)), mode="edge")
+    size = frames.shape[1:3]
+    return encode(pictures(frames), size, fps, "libx264", "mp4", "yuv420p", crf=str(crf))
 
 
 def gif(frames: UInt8[np.ndarray, "t h w 3"], fps: int | float = 8) -> bytes:
     "A GIF with one palette of 256 colours for all frames; its clock counts hundredths of a second."
     t, h, w, _ = frames.shape
-    indexed = PILImage.fromarray(frames.reshape(t * h, w, 3)).quantize(
-        256, dither=PILImage.Dither.NONE
-    )
+    tall = PILImage.fromarray(frames.reshape(t * h, w, 3))
+    indexed = tall.quantize(256, dither=PILImage.Dither.NONE)
     colours = np.asarray(indexed.getpalette("RGB"), np.uint8).reshape(-1, 3)
     palette = np.full((256, 4), 255, np.uint8)
     palette[: len(colours), 1:] = colours  # alpha, red, green, blue
     indices = np.array(indexed).reshape(t, h, w)
-    return encode(
-        (av.VideoFrame.from_ndarray((i, palette), format="pal8") for i in indices),
-        (h, w),
-        fps,
-        "gif",
-        "gif",
-        "pal8",
-    )
+    coded = (av.VideoFrame.from_ndarray((i, palette), format="pal8") for i in indices)
+    return encode(coded, (h, w), fps, "gif", "gif", "pal8")
 
 # %% ../nbs/00_video.ipynb #00046
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`: renamed to `path` when the block ends well, removed when it doesn't.
+    """A temporary path beside `path`: renamed to it when the block ends well, else removed.
 
-    Parent folders are made. OSError names the file when the disk is full or the folder can't be written.
+    Parent folders are made. OSError names the file when the disk is full or the folder can't be
+    written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
@@ -267,7 +259,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"could not write {path}; what was there before is untouched ({error.strerror or error})",
+            f"could not write {path}; what was there before is untouched "
+            f"({error.strerror or error})",
         ) from error
     finally:
         with suppress(OSError):
@@ -294,15 +287,17 @@ MOVING, STILL = {".mp4": mp4, ".gif": gif, ".apng": apng}, {".png": strip_png, "
 
 
 def write(path: str | Path, clips: Clip, fps: int | float = 8) -> Path:
-    """Write clips as the suffix says: .mp4, .gif, .apng (moving; several make a grid), .png (film strip), .npz (exact).
+    """Write clips as the suffix says; never leaves half a file.
 
-    ValueError for another suffix or bad clips, OSError when the file can't be written; never leaves half a file.
+    .mp4, .gif, .apng: moving, several make a grid; .png: a film strip; .npz: exact. ValueError for
+    another suffix or bad clips, OSError when the file can't be written.
     """
     path, frames = Path(path), as_frames(clips)
     kind = path.suffix.lower()
     if kind not in {**MOVING, **STILL}:
+        known = ", ".join([*MOVING, *STILL])
         raise ValueError(
-            f"{path}: can't write {kind or 'a file without suffix'!r}; use one of {', '.join([*MOVING, *STILL])}"
+            f"{path}: can't write {kind or 'a file without suffix'!r}; use one of {known}"
         )
     data = MOVING[kind](grid(frames), fps) if kind in MOVING else STILL[kind](frames)
     with atomic(path) as temporary:

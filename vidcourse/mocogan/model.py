@@ -94,7 +94,7 @@ CONFIGS: dict[str, Config] = {
     "smoke": Config(
         size=16, content=8, motion=4, width=8, discriminator_width=8, batch=4, steps=3, **OURS
     ),
-    "showcase": replace(LAPTOP, size=64, width=64, discriminator_width=48, steps=30_000),
+    "showcase": replace(LAPTOP, size=64, width=64, steps=24_000),
 }
 
 # %% ../../nbs/12_mocogan.ipynb #12016
@@ -325,7 +325,7 @@ def fit_config(config: Config, clips: Clips) -> Config:
         return replace(config, **without)
     return replace(config, categories=len(clips.label_names))
 
-
+# %% ../../nbs/12_mocogan.ipynb #12036a
 def train(
     clips: Clips,
     config: Config,

@@ -114,7 +114,7 @@ def train_recipe(
         steps -= steps // 2
     return train(clips, whole, start=first, steps=steps, seed=seed, progress=progress)
 
-
+# %% ../../nbs/13_mocogan_measured.ipynb #13017a
 def study(
     clips,
     config: Config,

@@ -2,12 +2,14 @@
 
 # %% auto #0
 __all__ = ['PRIORS', 'composite', 'Layers', 'cat_layers', 'l1_prior', 'binary_prior', 'mask_prior', 'object_mask',
-           'seen_background', 'layer_scores', 'thin_convolution', 'is_thin', 'Conv3d', 'ConvTranspose3d',
-           'MaskingLayer']
+           'seen_background', 'layer_scores', 'picture_convolution', 'thin_convolution', 'is_thin', 'Conv3d',
+           'ConvTranspose3d', 'MaskingLayer']
 
 # %% ../../nbs/20_masking.ipynb #20005
-"Layers of a clip (background, foreground, mask), priors on masks, the feature-level masking layer (Keshari et al. 2022, arXiv 2203.14074) and meters for layers."
+"Layers of a clip, priors on masks, V3GAN's masking layer (Keshari et al. 2021), scores of layers."
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import nan
 
 import torch
 from jaxtyping import Float
@@ -23,15 +25,19 @@ def composite(
     mask: Float[Tensor, "n 1 t h w"],
     background: Float[Tensor, "n 3 1 h w"],
 ) -> Float[Tensor, "n 3 t h w"]:
-    "A clip from its layers: foreground where the mask is 1, the one background picture where it is 0 (VGAN 2016; V3GAN, released code)."
+    """A clip from its layers (VGAN 2016; V3GAN, released code).
+
+    The foreground shows where the mask is 1, the one background picture where it is 0.
+    """
     return mask * foreground + (1 - mask) * background
 
 # %% ../../nbs/20_masking.ipynb #20014
 @dataclass(frozen=True)
 class Layers:
-    """The layers of `n` clips: images in [-1, 1], masks in [0, 1]; one background picture for all frames (V3GAN, released code).
+    """The layers of `n` clips: images in [-1, 1], masks in [0, 1] (V3GAN, released code).
 
-    `masks` are those of all scales, coarse to fine, where a generator makes several.
+    One background picture serves all frames. `masks` are those of all scales, coarse to fine,
+    where a generator makes several.
     """
 
     background: Float[Tensor, "n 3 1 h w"]
@@ -39,70 +45,63 @@ class Layers:
     mask: Float[Tensor, "n 1 t h w"]
     masks: tuple[Tensor, ...] = ()
 
-    def __len__(self) -> int:
-        "Number of clips."
-        return len(self.mask)
-
-    def __getitem__(self, index) -> "Layers":
-        "Some of the clips: an integer tensor, a slice or a list."
-        return Layers(
-            self.background[index],
-            self.foreground[index],
-            self.mask[index],
-            tuple(m[index] for m in self.masks),
-        )
-
-    def to(self, device) -> "Layers":
-        "The same layers on another device."
-        return Layers(
-            self.background.to(device),
-            self.foreground.to(device),
-            self.mask.to(device),
-            tuple(m.to(device) for m in self.masks),
-        )
-
     @property
     def video(self) -> Float[Tensor, "n 3 t h w"]:
         "The clip that the layers make."
         return composite(self.foreground, self.mask, self.background)
 
     def gain(self, k: float) -> "Layers":
-        "The same layers with the mask's log-odds multiplied by k: 1 changes nothing, a large k makes it hard, 0 gives one half everywhere."
-        return (
-            self
-            if k == 1
-            else replace(self, mask=torch.sigmoid(k * torch.logit(self.mask.float(), 1e-6)))
-        )
+        """The same layers with the mask's log-odds multiplied by `k`.
+
+        1 changes nothing, a large `k` makes the mask hard, 0 makes it one half everywhere.
+        """
+        if k == 1:
+            return self
+        return replace(self, mask=torch.sigmoid(k * torch.logit(self.mask.float(), 1e-6)))
 
     def hard(self, threshold: float = 0.5) -> "Layers":
         "The same layers with a mask of zeros and ones."
         return replace(self, mask=(self.mask > threshold).float())
 
     def over(self, background: Tensor) -> "Layers":
-        "The same object and mask before another background, (n 3 h w) or (n 3 1 h w), or one picture for all; ValueError when it doesn't fit."
+        """The same object and mask before another background.
+
+        It is (n 3 h w) or (n 3 1 h w), or one picture for all; ValueError when it doesn't fit.
+        """
         given = background[:, :, None] if background.ndim == 4 else background
-        if (
-            given.ndim != 5
-            or given.shape[1:] != self.background.shape[1:]
-            or len(given) not in (1, len(self))
-        ):
+        fits = given.ndim == 5 and given.shape[1:] == self.background.shape[1:]
+        if not fits or len(given) not in (1, len(self)):
             raise ValueError(
-                f"a background of shape {tuple(background.shape)} does not fit; these layers take {tuple(self.background[:, :, 0].shape)}, or one picture for all"
+                f"a background of shape {tuple(background.shape)} does not fit; these layers take "
+                f"{tuple(self.background[:, :, 0].shape)}, or one picture for all"
             )
         return replace(self, background=given.to(self.background).expand_as(self.background))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Layers":
+        "Every layer changed alike."
+        layers = (self.background, self.foreground, self.mask)
+        return Layers(*map(change, layers), tuple(map(change, self.masks)))
+
+    def to(self, device) -> "Layers":
+        "The same layers on another device."
+        return self.each(lambda x: x.to(device))
+
+    def __getitem__(self, index) -> "Layers":
+        "Some of the clips: an integer tensor, a slice or a list."
+        return self.each(lambda x: x[index])
+
+    def __len__(self) -> int:
+        "Number of clips."
+        return len(self.mask)
 
 # %% ../../nbs/20_masking.ipynb #20016
 def cat_layers(parts: list[Layers]) -> Layers:
     "The layers of several batches as one."
-
-    def join(tensors):
-        return torch.cat(list(tensors))
-
     return Layers(
-        join(p.background for p in parts),
-        join(p.foreground for p in parts),
-        join(p.mask for p in parts),
-        tuple(map(join, zip(*(p.masks for p in parts)))),
+        torch.cat([part.background for part in parts]),
+        torch.cat([part.foreground for part in parts]),
+        torch.cat([part.mask for part in parts]),
+        tuple(torch.cat(scale) for scale in zip(*(part.masks for part in parts))),
     )
 
 # %% ../../nbs/20_masking.ipynb #20033
@@ -120,29 +119,35 @@ def binary_prior(mask: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
 
 
 def mask_prior(mask: Float[Tensor, "*shape"], kind: str) -> Float[Tensor, ""]:
-    "The prior of this name: 'none' (0), 'l1', 'binary' or 'both' (their sum). ValueError for another."
+    "The prior of this name: 'none' (0), 'l1', 'binary', 'both' (their sum). ValueError."
     if kind not in PRIORS:
         raise ValueError(f"mask prior {kind!r} is unknown; choose one of {', '.join(PRIORS)}")
-    terms = {
-        "none": [],
-        "l1": [l1_prior],
-        "binary": [binary_prior],
-        "both": [l1_prior, binary_prior],
-    }[kind]
-    return sum((term(mask) for term in terms), mask.new_zeros(()))
+    price = mask.new_zeros(())
+    if kind in ("l1", "both"):
+        price = price + l1_prior(mask)
+    if kind in ("binary", "both"):
+        price = price + binary_prior(mask)
+    return price
 
 # %% ../../nbs/20_masking.ipynb #20044
 def object_mask(
     clips: Float[Tensor, "n 3 t h w"], threshold: float = 0.58
 ) -> Float[Tensor, "n t h w"]:
-    "The object of moving shapes by rule, 0 or 1: where the largest colour channel, counted from 0 to 1, is above `threshold`; backdrops stay below 0.46."
+    """The object of moving shapes by rule, 0 or 1.
+
+    It is where the largest colour channel, counted from 0 to 1, is above `threshold`; backdrops
+    stay below 0.46.
+    """
     return (((clips + 1) / 2).amax(1) > threshold).float()
 
 
 def seen_background(
     clips: Float[Tensor, "n 3 t h w"], mask: Float[Tensor, "n t h w"]
 ) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 1 h w"]]:
-    "What shows where the mask is not (nor within a pixel of it), averaged over frames; and 1 where that happened at least once."
+    """What shows where the mask is not, nor within a pixel of it, averaged over frames.
+
+    And 1 for the pixels where that happened at least once, else 0.
+    """
     free = 1 - F.max_pool2d(mask, 3, 1, 1)[:, None]
     times = free.sum(2)
     return (clips * free).sum(2) / times.clamp_min(1), (times > 0).to(clips.dtype)
@@ -150,93 +155,122 @@ def seen_background(
 # %% ../../nbs/20_masking.ipynb #20048
 @torch.no_grad()
 def layer_scores(layers: Layers) -> dict[str, float]:
-    """How well the layers separate, judged by the rule of `object_mask` on the clip they make.
+    """How well the layers separate, by the rule of `object_mask` on the clip that they make.
 
-    `mask_iou` over frames that have an object (NaN when none has), `background_psnr` in dB against the background that shows in the clip
-    (a clip above 60 counts as 60), `mask_mean`, `mask_softness` (0 hard, 1 one half everywhere), `empty`: share of frames without an object.
+    `mask_iou` over frames that have an object; `background_psnr` in dB against the background
+    that shows in the clip (a clip above 60 counts as 60); both NaN where nothing can be told.
+    `mask_mean`; `mask_softness`, 0 for hard, 1 for one half everywhere; `empty`, the share of
+    frames without an object.
     """
-    layers = Layers(layers.background.float(), layers.foreground.float(), layers.mask.float())
-    true = object_mask(layers.video)
-    there = true.flatten(2).any(-1)
-    overlap = mask_iou(layers.mask[:, 0], true)[there]
-    seen, known = seen_background(layers.video, true)
-    likeness = torch.cat(
-        [
-            psnr(b[:, k].flatten()[None], s[:, k].flatten()[None])
-            for b, s, k in zip(layers.background[:, :, 0], seen, known[:, 0] > 0)
-            if k.any()
-        ]
-        or [seen.new_tensor([float("nan")])]
-    )
+    layers = layers.each(Tensor.float)
+    video = layers.video
+    true = object_mask(video)
+    there = true.flatten(2).any(-1)  # (n, t)
+    likeness = []
+    for painted, seen, known in zip(layers.background[:, :, 0], *seen_background(video, true)):
+        shows = known[0] > 0  # (h, w)
+        if shows.any():
+            likeness.append(
+                psnr(painted[:, shows].flatten()[None], seen[:, shows].flatten()[None])
+            )
     return {
-        "mask_iou": overlap.mean().item(),
-        "background_psnr": likeness.clamp_max(60).mean().item(),
+        "mask_iou": mask_iou(layers.mask[:, 0], true)[there].mean().item(),
+        "background_psnr": torch.cat(likeness).clamp_max(60).mean().item() if likeness else nan,
         "mask_mean": layers.mask.mean().item(),
         "mask_softness": binary_prior(layers.mask).item(),
         "empty": 1 - there.float().mean().item(),
     }
 
 # %% ../../nbs/20_masking.ipynb #20thn1
-def thin_convolution(x, weight, bias, stride, padding, convolve) -> Tensor:
-    """What a thin kernel, of 1 in time or of 1 x 1 in space, makes of `x` (n, c, t, h, w), by `convolve` in two dimensions.
+def picture_convolution(
+    x: Float[Tensor, "n c h w"],
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    convolve: Callable[..., Tensor],
+) -> Float[Tensor, "n c2 h2 w2"]:
+    """`convolve`: `F.conv2d` or `F.conv_transpose2d`.
 
-    `convolve` is `F.conv2d` or `F.conv_transpose2d`; weight, stride and padding are those of the 3-D convolution.
+    Where kernel and picture meet in one place only, it is a matrix product.
+    """
+    if padding == (0, 0) and convolve is F.conv2d and x.shape[2:] == weight.shape[2:]:
+        return F.linear(x.flatten(1), weight.flatten(1), bias)[..., None, None]
+    if padding == (0, 0) and convolve is F.conv_transpose2d and x.shape[2:] == (1, 1):
+        made = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+        return made if bias is None else made + bias[:, None, None]
+    return convolve(x, weight, bias, stride, padding)
+
+
+def thin_convolution(
+    x: Float[Tensor, "n c t h w"],
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int, int],
+    padding: tuple[int, int, int],
+    convolve: Callable[..., Tensor],
+) -> Float[Tensor, "n c2 t2 h2 w2"]:
+    """A convolution whose kernel is 1 in time or 1 x 1 in space, in two dimensions.
+
+    Weight (a, b, kernel in time, height, width), stride and padding are those of the 3-D
+    convolution; `convolve` is `F.conv2d` or `F.conv_transpose2d`.
     """
     if weight.shape[2] == 1:  # frame by frame: time joins the batch
-        frames = x.transpose(1, 2).flatten(0, 1)  # (n t, c, h, w)
-        made = convolve(frames, weight.squeeze(2), bias, stride[1:], padding[1:])
+        frames, kernel = x.transpose(1, 2).flatten(0, 1), weight.squeeze(2)  # (n t, c, h, w)
+        made = picture_convolution(frames, kernel, bias, stride[1:], padding[1:], convolve)
         made = made.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
     else:  # pixel by pixel: height and width become one axis
-        lines = x.flatten(3)  # (n, c, t, h w)
-        made = convolve(lines, weight.squeeze(4), bias, (stride[0], 1), (padding[0], 0))
+        lines, kernel = x.flatten(3), weight.squeeze(4)  # (n, c, t, h w)
+        made = convolve(lines, kernel, bias, (stride[0], 1), (padding[0], 0))
         made = made.unflatten(3, x.shape[3:])
-    # To autograd a view of the result is not the result, and a ReLU in place would copy it.
+    # To autograd a view of a result is not the result: a ReLU in place would have to copy it.
     return torch.ops.aten._unsafe_view(made, made.shape)
 
-
-def is_thin(conv) -> bool:
-    "Is the kernel 1 in time, or 1 x 1 in space, and does it leave that axis alone?"
-    whole = [
-        (k, s, p) == (1, 1, 0) for k, s, p in zip(conv.kernel_size, conv.stride, conv.padding)
-    ]
-    return whole[0] or (whole[1] and whole[2])
+# %% ../../nbs/20_masking.ipynb #20thn2
+def is_thin(conv: nn.Conv3d | nn.ConvTranspose3d) -> bool:
+    "Does the convolution leave time as it is, or height and width?"
+    axes = zip(conv.kernel_size, conv.stride, conv.padding)
+    time, height, width = (axis == (1, 1, 0) for axis in axes)
+    return time or (height and width)
 
 
 class Conv3d(nn.Conv3d):
-    "`nn.Conv3d` whose thin kernels run as 2-D convolutions."
+    "`nn.Conv3d`, by `thin_convolution` where the kernel is thin."
 
     def forward(self, x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n c2 t2 h2 w2"]:
-        "The same numbers as from `nn.Conv3d`."
+        "What `nn.Conv3d` gives, up to rounding."
         if not is_thin(self):
             return super().forward(x)
         return thin_convolution(x, self.weight, self.bias, self.stride, self.padding, F.conv2d)
 
 
 class ConvTranspose3d(nn.ConvTranspose3d):
-    "`nn.ConvTranspose3d` whose thin kernels run as 2-D transposed convolutions."
+    "`nn.ConvTranspose3d`, by `thin_convolution` where the kernel is thin."
 
     def forward(self, x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n c2 t2 h2 w2"]:
-        "The same numbers as from `nn.ConvTranspose3d`."
+        "What `nn.ConvTranspose3d` gives, up to rounding."
         if not is_thin(self):
             return super().forward(x)
+        transposed = F.conv_transpose2d
         return thin_convolution(
-            x, self.weight, self.bias, self.stride, self.padding, F.conv_transpose2d
+            x, self.weight, self.bias, self.stride, self.padding, transposed
         )
 
 # %% ../../nbs/20_masking.ipynb #20053
 class MaskingLayer(nn.Module):
-    """Feature-level masking (released code): [features; mask so far] to the next, finer mask by one 3-D transposed convolution.
+    """Feature-level masking (released code): features and the mask so far to a finer mask.
 
-    Spectral normalisation, bias, batch normalisation over the one channel, sigmoid. The `last` layer goes through half as many channels
-    and an ordinary (1, 3, 3) convolution. Features and mask enter with `channels` + 1 channels.
+    `channels` features and one mask go through one transposed convolution with spectral
+    normalisation and a bias, batch normalisation of the one channel, a sigmoid. The `last` layer
+    goes through half as many channels and an ordinary (1, 3, 3) convolution.
     """
 
     def __init__(
         self,
         channels: int,
-        kernel=(4, 4, 4),
-        stride=(2, 2, 2),
-        padding=(1, 1, 1),
+        kernel: tuple[int, int, int] = (4, 4, 4),
+        stride: tuple[int, int, int] = (2, 2, 2),
+        padding: tuple[int, int, int] = (1, 1, 1),
         last: bool = False,
     ):
         super().__init__()
@@ -249,4 +283,5 @@ class MaskingLayer(nn.Module):
         self, features: Float[Tensor, "n c t h w"], mask: Float[Tensor, "n 1 t h w"]
     ) -> Float[Tensor, "n 1 t2 h2 w2"]:
         "The mask at the next scale, values in (0, 1)."
-        return torch.sigmoid(self.close(self.norm(self.up(torch.cat([features, mask], dim=1)))))
+        stacked = torch.cat([features, mask], dim=1)
+        return torch.sigmoid(self.close(self.norm(self.up(stacked))))

@@ -92,7 +92,10 @@ CONFIGS: dict[str, Config] = {
 
 # %% ../../nbs/22_v3gan.ipynb #22010
 def released_order(starts: list[int], step: int, length: int = 16) -> Int[Tensor, "t"]:
-    "The order of frames by the released routine: it writes the *number* i + step at place i, whatever stands at i + step by now (released code)."
+    """The order of frames by the released routine.
+
+    It writes the *number* i + step at place i, whatever stands at place i + step by now.
+    """
     order = torch.arange(length)
     for i in starts:
         order[i], order[i + step] = i + step, order[i].clone()

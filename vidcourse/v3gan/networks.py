@@ -6,7 +6,8 @@ __all__ = ['STILL', 'Sizes', 'widths', 'time_plan', 'motion_vectors', 'LayerCode
            'LayeredGenerator', 'discriminator_layer', 'ImageDiscriminator', 'VideoDiscriminator']
 
 # %% ../../nbs/21_three_branches.ipynb #21005
-"V3GAN's networks: background, foreground, mask and motion streams, and two discriminators (arXiv 2203.14074; released code, read and counted)."
+"V3GAN's networks: three streams, a mask, two discriminators (Keshari et al. 2021, released code)."
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import log2
 
@@ -84,9 +85,9 @@ def motion_vectors(sizes: Sizes, length: int) -> int:
 # %% ../../nbs/21_three_branches.ipynb #21022
 @dataclass(frozen=True)
 class LayerCodes:
-    """Everything that is random about `n` clips: `background` (n, c), `foreground` (n, c), `motion` (n, k, m).
+    """Everything that is random about `n` clips.
 
-    With one shared appearance code (released) both names hold the same tensor.
+    With one shared appearance code (released) `background` and `foreground` are the same tensor.
     """
 
     background: Float[Tensor, "n c"]
@@ -98,26 +99,23 @@ class LayerCodes:
         "Is one code both layers' code?"
         return self.background is self.foreground
 
-    def _each(self, change) -> "LayerCodes":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "LayerCodes":
         "Every code changed alike; a shared code stays shared."
         foreground = change(self.foreground)
-        return LayerCodes(
-            foreground if self.shared else change(self.background),
-            foreground,
-            change(self.motion),
-        )
+        background = foreground if self.shared else change(self.background)
+        return LayerCodes(background, foreground, change(self.motion))
+
+    def to(self, device) -> "LayerCodes":
+        "The same codes on another device."
+        return self.each(lambda x: x.to(device))
+
+    def __getitem__(self, index) -> "LayerCodes":
+        "Some of the clips: an integer tensor, a slice or a list."
+        return self.each(lambda x: x[index])
 
     def __len__(self) -> int:
         "Number of clips."
         return len(self.foreground)
-
-    def __getitem__(self, index) -> "LayerCodes":
-        "Some of the clips: an integer tensor, a slice or a list."
-        return self._each(lambda x: x[index])
-
-    def to(self, device) -> "LayerCodes":
-        "The same codes on another device."
-        return self._each(lambda x: x.to(device))
 
 # %% ../../nbs/21_three_branches.ipynb #21023
 def draw_codes(
@@ -201,9 +199,11 @@ def colours(a: int) -> nn.Sequential:
 
 # %% ../../nbs/21_three_branches.ipynb #21030
 class Block(nn.Module):
-    """One scale of all streams (released code, mode '1p2d'); the `last` one turns features into pictures and has no motion, one that isn't `layered` paints a foreground only.
+    """One scale of all streams (released code, mode '1p2d').
 
-    With `recurrent`, motion comes as one state a frame, and each scale takes means of as many frames as it needs.
+    The `last` one turns features into pictures and has no motion; one that isn't `layered`
+    paints a foreground only. With `recurrent`, motion comes as one state a frame, and each scale
+    takes means over as many frames as it needs.
     """
 
     def __init__(
@@ -212,8 +212,8 @@ class Block(nn.Module):
         foreground: int,
         motion: int,
         out: int,
-        time,
-        space,
+        time: tuple[int, int, int],
+        space: tuple[int, int, int],
         last: bool = False,
         layered: bool = True,
         recurrent: bool = False,
@@ -224,40 +224,40 @@ class Block(nn.Module):
         def paint():
             return [colours(out)] if last else []
 
-        self.foreground = nn.Sequential(
-            stage(foreground, out, time=time), stage(out, out, space=space), *paint()
-        )
-        self.motion = None if last else stage(motion, out, time=STILL if recurrent else time)
-        self.background = (
-            nn.Sequential(stage(background, out, space=space), *paint()) if layered else None
-        )
-        self.mask = (
-            MaskingLayer(foreground, *zip(time, space, space), last=last) if layered else None
-        )
+        both = stage(foreground, out, time=time), stage(out, out, space=space)
+        self.foreground = nn.Sequential(*both, *paint())
+        self.motion = self.background = self.mask = None
+        if not last:
+            self.motion = stage(motion, out, time=STILL if recurrent else time)
+        if layered:
+            self.background = nn.Sequential(stage(background, out, space=space), *paint())
+            self.mask = MaskingLayer(foreground, *zip(time, space, space), last=last)
 
     def forward(
         self, background: Tensor | None, foreground: Tensor, mask: Tensor | None, motion: Tensor
-    ) -> tuple:
-        "The four streams one scale on; the mask sees the features that come in, the motion is added to those that go out."
-        background, mask = (
-            (self.background(background), self.mask(foreground, mask))
-            if self.background is not None
-            else (None, None)
-        )
+    ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor]:
+        "The four streams one scale on; the mask sees the features that come in."
+        if self.background is None:
+            background = mask = None
+        else:
+            background, mask = self.background(background), self.mask(foreground, mask)
         foreground = self.foreground(foreground)
-        if self.motion is not None:
-            told = self.motion(
-                F.adaptive_avg_pool3d(motion, (foreground.shape[2], 1, 1))
-                if self.recurrent
-                else motion
-            )  # (n, c, t, 1, 1)
-            foreground = foreground + told  # the same for every pixel
-            motion = motion if self.recurrent else told
-        return background, foreground, mask, motion
+        if self.motion is None:
+            return background, foreground, mask, motion
+        if self.recurrent:
+            moments = foreground.shape[2]
+            heard = self.motion(F.adaptive_avg_pool3d(motion, (moments, 1, 1)))
+        else:
+            heard = motion = self.motion(motion)
+        # (n, c, t, 1, 1): the same for every pixel
+        return background, foreground + heard, mask, motion
 
 # %% ../../nbs/21_three_branches.ipynb #21033
 def initialise(network: nn.Module) -> nn.Module:
-    "Ordinary convolutions from N(0, 0.02), gains of batch normalisation from N(1, 0.02); transposed convolutions keep PyTorch's start (released code)."
+    """Ordinary convolutions from N(0, 0.02), gains of batch normalisation from N(1, 0.02).
+
+    Transposed convolutions keep PyTorch's start (released code).
+    """
     for layer in network.modules():
         if type(layer) in (nn.Conv2d, Conv3d):
             nn.init.normal_(layer.weight, 0, 0.02)
@@ -269,14 +269,11 @@ def initialise(network: nn.Module) -> nn.Module:
 def finished(
     background: Tensor | None, foreground: Float[Tensor, "n 3 t h w"], masks: list[Tensor]
 ) -> Layers:
-    "Layers in float32; without a background stream the mask is 1 everywhere and the background grey."
+    "Layers in float32; without a background, it is grey, and the mask 1 everywhere."
     foreground = foreground.float()
     if background is None:
-        return Layers(
-            torch.zeros_like(foreground[:, :, :1]),
-            foreground,
-            torch.ones_like(foreground[:, :1]),
-        )
+        grey, everywhere = torch.zeros_like(foreground), torch.ones_like(foreground)
+        return Layers(grey[:, :, :1], foreground, everywhere[:, :1])
     masks = tuple(m.float() for m in masks)
     return Layers(background.float(), foreground, masks[-1], masks)
 
@@ -377,20 +374,19 @@ def discriminator_layer(conv: nn.Module) -> list[nn.Module]:
 
 
 class ImageDiscriminator(nn.Module):
-    "Frames to one logit each, above 0 for frames taken to be real: halving convolutions with spectral normalisation (released code)."
+    """Frames to one logit each, above 0 for frames taken to be real (released code).
+
+    Convolutions that halve the picture, with spectral normalisation.
+    """
 
     def __init__(self, sizes: Sizes):
         super().__init__()
         halvings = len(widths(sizes)) - 1
-        wide = [3] + [sizes.discriminator_width * 2**k for k in range(halvings)]
-        layers = [
-            layer
-            for a, b in zip(wide, wide[1:])
-            for layer in discriminator_layer(nn.Conv2d(a, b, 4, 2, 1))
-        ]
-        self.layers = nn.Sequential(
-            *layers, discriminator_layer(nn.Conv2d(wide[-1], 1, 4, 1, 0))[0]
-        )
+        wide, layers = [3] + [sizes.discriminator_width * 2**k for k in range(halvings)], []
+        for a, b in zip(wide, wide[1:]):
+            layers += discriminator_layer(nn.Conv2d(a, b, 4, 2, 1))
+        layers += discriminator_layer(nn.Conv2d(wide[-1], 1, 4, 1, 0))[:1]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, frames: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1"]:
         "Logits."

@@ -4,7 +4,7 @@
 __all__ = ['MOTION_KINDS', 'warp', 'Expanded', 'Displacement', 'picture_stream', 'WarpGenerator', 'networks']
 
 # %% ../../nbs/21_warped_foreground.ipynb #21w05
-"V3GAN's other motion: one painted object that is moved, by recurrent or by expanded states; all four kinds, and the configurations (a summary in circulation; arXiv 2203.14074)."
+"V3GAN's other motion: one painted object that is moved; the networks of all four kinds."
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,18 +36,15 @@ def warp(
 ) -> Float[Tensor, "n c t h w"]:
     """A picture moved into t frames by bilinear sampling: what stood at x - shift(x) comes to x.
 
-    Shifts are (right, down) in half frame widths; what comes from outside is the edge again ('border') or 0 ('zeros').
+    Shifts are (right, down) in half frame widths; what comes from outside is the edge again
+    ('border') or 0 ('zeros').
     """
     n, t, _, h, w = shift.shape
-    here = F.affine_grid(
-        torch.eye(2, 3, device=shift.device, dtype=shift.dtype).expand(n, 2, 3),
-        [n, 1, h, w],
-        align_corners=False,
-    )
+    same = torch.eye(2, 3, device=shift.device, dtype=shift.dtype).expand(n, 2, 3)
+    here = F.affine_grid(same, [n, 1, h, w], align_corners=False)  # (n, h, w, 2)
     places = (here[:, None] - shift.movedim(2, -1)).flatten(1, 2)  # (n, t h, w, 2)
-    return F.grid_sample(
-        pictures, places, mode="bilinear", padding_mode=padding, align_corners=False
-    ).unflatten(2, (t, h))
+    moved = F.grid_sample(pictures, places, "bilinear", padding, align_corners=False)
+    return moved.unflatten(2, (t, h))
 
 # %% ../../nbs/21_warped_foreground.ipynb #21w15
 class Expanded(nn.Module):
@@ -106,8 +103,9 @@ def picture_stream(latent: int, wide: list[int]) -> nn.Sequential:
 
     Its stages are those of the layered generator's background.
     """
-    doubling = [stage(a, b, space=(4, 2, 1)) for a, b in zip(wide, wide[1:])]
-    return nn.Sequential(stage(latent, wide[0], space=(4, 1, 0)), *doubling)
+    stages = [stage(latent, wide[0], space=(4, 1, 0))]
+    stages += [stage(a, b, space=(4, 2, 1)) for a, b in zip(wide, wide[1:])]
+    return nn.Sequential(*stages)
 
 
 class WarpGenerator(nn.Module):
