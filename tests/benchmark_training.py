@@ -5,8 +5,8 @@
 
 A row is one training by the recipe of a profile (default: laptop; on a CPU at 16 pixels), with as
 many steps as fit into the minutes. It has to come nearer to the real clips than the mean clip is,
-the baseline, by the distance that `vidcourse train` prints at its end. Exit status 1 when one
-doesn't.
+the baseline, by the distance that `vidcourse train` prints at its end; a system that learns clips
+by heart has to be nearer to them than their mean frames are. Exit status 1 when one isn't.
 
 On a GPU machine a bare checkout is enough: PYTHONPATH=. python3 tests/benchmark_training.py
 """
@@ -55,11 +55,13 @@ class Row:
     floor: float = float("nan")  # of other real clips
     spread: float = float("nan")  # over clips; 1: as the real ones
     saturated: float = float("nan")  # share of pixels at -1 or 1
+    psnr: float = float("nan")  # of the clips that were learned; for systems that learn clips
+    mean_frame_psnr: float = float("nan")  # of their mean frames
     verdict: str = ""
 
     @property
     def good(self) -> bool:
-        return self.distance < self.baseline
+        return self.distance < self.baseline and not self.psnr <= self.mean_frame_psnr
 
 
 COLUMNS = {
@@ -142,7 +144,9 @@ def bench(system: str, data: str, seed: int, asked: argparse.Namespace) -> Row:
     for name, value in trained.facts["reached"].items():
         if hasattr(row, name):
             setattr(row, name, value)
-    row.verdict = "ok" if row.good else "NO BETTER THAN THE MEAN CLIP"
+    row.verdict = "ok" if row.good else "NO BETTER THAN ITS BASELINE"
+    if row.psnr == row.psnr:
+        row.verdict += f", {row.psnr:.1f} dB (mean frame {row.mean_frame_psnr:.1f} dB)"
     return row
 
 
@@ -185,6 +189,9 @@ def main() -> int:
                 except FileNotFoundError as error:
                     absent.add(f"left out: {data}: {error}")
                     continue
+                except KeyboardInterrupt:
+                    print(f"stopped in {system} on {data}")
+                    return 130
                 except Exception as error:  # one failure doesn't end the rest
                     reason = str(error).split("\n")[0]
                     row = Row(system, data, seed, verdict=f"{type(error).__name__}: {reason}")
