@@ -27,7 +27,7 @@ FLOORS = (
     {"shapes", "scenery", "video", "metrics", "course", "diagrams"},
     # the world outside, the loop, measures with a network inside
     {"decoder", "readers", "sources", "files", "pixel_art", "sprites"}
-    | {"checkpoints", "training", "perceptual"},
+    | {"checkpoints", "updates", "training", "perceptual"},
     # clips; what training leaves; losses that games share; records of runs
     {"data", "systems", "adversarial", "study"},
     set(SYSTEMS),

@@ -75,10 +75,10 @@ def paged(frames, kind, **options):
     return memory.getvalue()
 
 
-def phone(path, frames, matrix=None, pixel=None, fps=25):
+def phone(path, frames, matrix=None, pixel=None, fps=25, **options):
     "An mp4 with notes on how to hold it (a b u c d v of the matrix) and how wide its pixels are."
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=fps, options={"crf": "8"})
+        stream = file.add_stream("libx264", rate=fps, options={"crf": "8", **options})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         if pixel:
             stream.codec_context.sample_aspect_ratio = pixel
@@ -211,11 +211,15 @@ def elst(data, hidden, ticks):
 
 
 def test_a_trimmed_video(tmp_path, film):
-    data = phone(tmp_path / "a.mp4", film).read_bytes()
+    data = phone(tmp_path / "a.mp4", film, g="5").read_bytes()  # a key frame now and then
     with av.open(str(tmp_path / "a.mp4")) as file:
         ticks = int(Fraction(1, 25) / file.streams.video[0].time_base)
     trimmed = elst(data, 9, ticks)
     path = put(tmp_path / "trimmed.mp4", trimmed)
+    with av.open(str(path)) as file:
+        assert sum(packet.size > 0 for packet in file.demux(video=0)) < FRAMES, (
+            "some are skipped"
+        )
     back = read(path)
     assert len(back) == FRAMES - 9, "what the edit list hides is not shown"
     assert apart(back, film[9:]) < 6 < apart(back, film[:-9])
@@ -541,7 +545,8 @@ def test_an_image_with_a_second_view_is_no_clip(tmp_path, film):
         assert kind_of_picture(path) == "picture"
         memory, large = io.BytesIO(), Image.fromarray(film[k])
         large.save(memory, "TIFF", save_all=True, append_images=[large.resize((24, 16))])
-        put(tmp_path / "thumb" / f"{k}.tif", memory.getvalue())
+        path = put(tmp_path / "thumb" / f"{k}.tif", memory.getvalue())
+        assert kind_of_picture(path) == "picture"
     assert read(tmp_path / "mpo").shape == read(tmp_path / "thumb").shape == (3, 64, 96, 3)
 
 
@@ -634,6 +639,13 @@ def test_archives_in_a_folder_are_clips(tmp_path, film):
         read_folder(tmp_path, size=16, progress=False)
 
 
+def test_an_archive_of_many_clips_is_not_unpacked_to_say_so(tmp_path, film, monkeypatch):
+    write(tmp_path / "many.npz", np.stack([film, film]))
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(ValueError, match="many.npz holds 2 clips, and one is read here"):
+        read(tmp_path / "many.npz")
+
+
 class Evil:
     def __reduce__(self):
         return os.system, (f"touch {os.environ['EVIL_MARK']}",)
@@ -677,7 +689,7 @@ def test_plain_films_shrink_a_lot_and_are_no_bombs(tmp_path, film):
 def test_a_header_that_promises_more_than_there_is(tmp_path):
     memory = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        memory, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 64, 64, 3)}
+        memory, {"descr": "|u1", "fortran_order": False, "shape": (1000, 64, 64, 3)}
     )
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("frames.npy", memory.getvalue() + bytes(1000))
@@ -795,6 +807,23 @@ def test_a_file_and_names_with_colons(tmp_path, film, monkeypatch):
     assert len(scan(".").items) == 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_no_name_of_a_file_paints_the_terminal(tmp_path, film, capsys):
+    painted = "\x1b[31mred\x07"
+    put(tmp_path / f"{painted}.heic", b"?")
+    with pytest.raises(ValueError, match="red.*[.]heic") as caught:
+        scan(tmp_path)
+    assert "\x1b" not in str(caught.value)
+    put(tmp_path / f"{painted}.mp4", b"<html>")
+    put(tmp_path / "a.mp4", coded(film, "mp4"))
+    with pytest.raises(ValueError, match="1 of 2 clips can't be read") as caught:
+        read_folder(tmp_path, size=16, progress=False)
+    assert "\x1b" not in str(caught.value) and r"\x1b[31mred\x07.mp4" in str(caught.value)
+    read_folder(tmp_path, size=16, skip_broken=True, progress=False)
+    out = said(capsys)
+    assert "\x1b" not in out and out.count(r"\x1b[31mred\x07") == 2
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_links_that_lead_back_up(tmp_path, film):
     put(tmp_path / "walk" / "0.mp4", coded(film, "mp4"))
@@ -821,7 +850,8 @@ def broken_set(folder, film):
     put(folder / "a" / "half.mp4", whole[: len(whole) // 2])
     put(folder / "b" / "cut.webm", coded(film, "webm")[:-500])
     put(folder / "b" / "page.gif", b"<html>")
-    put(folder / "a" / "damaged.avi", damaged(coded(film, "avi")))
+    put(folder / "a" / "damaged.flv", damaged(coded(film, "flv")))
+    assert measure_video(folder / "a" / "damaged.flv"), "only the decoder will notice"
 
 
 def test_broken_clips_are_all_named_at_once(tmp_path, film, capsys):
@@ -830,7 +860,7 @@ def test_broken_clips_are_all_named_at_once(tmp_path, film, capsys):
         read_folder(tmp_path, size=16, progress=False)
     text = str(caught.value)
     assert text.startswith("4 of 6 clips can't be read:") and "skip_broken=True" in text
-    assert all(name in text for name in ("half.mp4", "cut.webm", "page.gif", "damaged.avi"))
+    assert all(name in text for name in ("half.mp4", "cut.webm", "page.gif", "damaged.flv"))
     frames, offsets, labels, names, extra = read_folder(
         tmp_path, size=16, skip_broken=True, progress=False
     )

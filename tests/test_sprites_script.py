@@ -37,12 +37,12 @@ ARCHIVE = "/sheets.zip"
 def sheet_of(frames: np.ndarray) -> np.ndarray:
     "The sheet that the frames of a garment are cut from; magenta under what is clear."
     cells = np.zeros((273, 64, 64, 4), np.uint8)
-    cells[..., [0, 2]] = 200
     begins = [begin + 13 * face for begin in (13, 117, 169) for face in range(3)]
     steps = [k for k in ((0, 1, 2, 3, 4, 5, 6), range(1, 9), (0, 1, 2, 3, 4, 5)) for _ in "123"]
     for action, (begin, poses) in enumerate(zip(begins, steps)):
         for k, pose in enumerate(poses):
             cells[begin + pose] = frames[action, k]
+    cells[cells[..., 3] == 0] = (200, 0, 200, 0)
     return cells.reshape(21, 13, 64, 64, 4).swapaxes(1, 2).reshape(1344, 832, 4)
 
 
@@ -93,11 +93,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server, data = self.server, self.server.files.get(self.path)
         server.asked.append(self.path)
-        if data is None:
-            return self.send_error(404)
         mood = server.moods.pop(0) if server.moods else "well"
-        if mood == "busy":
-            return self.send_error(503)
+        if data is None or mood == "busy":
+            self.send_error(503 if data else 404)
+            return
         if mood == "damaged":
             data = data[:5000] + bytes([data[5000] ^ 255]) + data[5001:]
         self.send_response(200)

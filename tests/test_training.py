@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_run import ENV, TOY, assert_equal, copied, everything, step, toy
 
 from vidcourse.checkpoints import load_weights, optimiser_tensors
-from vidcourse.training import Guard, Means, Trainer, advance, carried, decay, step_unless_
+from vidcourse.training import Trainer, advance, decay
+from vidcourse.updates import Guard, Means, carried, step_unless_
 
 
 @pytest.fixture(scope="module")

@@ -267,15 +267,30 @@ THIN = [  # kernel, stride, padding
 FULL = [((4, 4, 4), (2, 2, 2), (1, 1, 1)), ((1, 4, 4), (2, 2, 2), (0, 1, 1))]
 
 
+PAIRS = [(Conv3d, torch.nn.Conv3d), (ConvTranspose3d, torch.nn.ConvTranspose3d)]
+PICTURES = [(8, 7), (4, 4), (1, 1)]
+
+
+def fits(picture, sizes):
+    "Is there a place in the picture for the kernel?"
+    kernel, _, padding = sizes
+    return all(side + 2 * p >= k for side, p, k in zip(picture, padding[1:], kernel[1:]))
+
+
+CASES = [
+    (*pair, sizes, picture)
+    for pair in PAIRS
+    for sizes in THIN + FULL
+    for picture in PICTURES
+    if pair[0] is ConvTranspose3d or fits(picture, sizes)
+]
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("sizes", THIN + FULL)
-@pytest.mark.parametrize(
-    "ours, theirs",
-    [(Conv3d, torch.nn.Conv3d), (ConvTranspose3d, torch.nn.ConvTranspose3d)],
-)
-def test_thin_kernels_compute_the_same(ours, theirs, sizes, channels_last):
+@pytest.mark.parametrize("ours, theirs, sizes, picture", CASES)
+def test_thin_kernels_compute_the_same(ours, theirs, sizes, picture, channels_last):
     "Outputs, gradients, spectral normalisation, a ReLU in place behind them."
-    x, results = torch.randn(3, 6, 5, 8, 7, generator=torch.Generator().manual_seed(1)), []
+    x, results = torch.randn(3, 6, 5, *picture, generator=torch.Generator().manual_seed(1)), []
     for kind in (theirs, ours):
         torch.manual_seed(0)
         conv = spectral_norm(kind(6, 4, *sizes))
@@ -293,20 +308,31 @@ def test_thin_kernels_compute_the_same(ours, theirs, sizes, channels_last):
     assert is_thin(conv) == (sizes in THIN)
 
 
+@pytest.mark.parametrize("ours", [Conv3d, ConvTranspose3d])
+def test_kernels_that_meet_the_picture_once_are_products(ours, monkeypatch):
+    for name in ("conv2d", "conv_transpose2d"):
+        monkeypatch.setattr(F, name, lambda *given: pytest.fail("a convolution"))
+    picture = (4, 4) if ours is Conv3d else (1, 1)
+    made = ours(6, 5, (1, 4, 4), bias=False)(torch.ones(2, 6, 3, *picture))
+    assert made.shape[:3] == (2, 5, 3) and made.shape[3:] != picture
+
+
 def test_thin_kernels_join_axes_without_a_copy():
     "With channels side by side in memory, what goes into the 2-D convolution is a view."
     seen = []
 
     def convolve(x, weight, bias, stride, padding):
-        seen.append(x)
-        return F.conv2d(x, weight, bias, stride, padding)
+        seen[:] = x, F.conv2d(x, weight, bias, stride, padding)
+        return seen[1]
 
     x = torch.randn(2, 6, 4, 8, 8).to(memory_format=torch.channels_last_3d)
     for kernel, stride, padding in THIN:
         made = thin_convolution(x, torch.randn(4, 6, *kernel), None, stride, padding, convolve)
-        assert seen[-1].data_ptr() == x.data_ptr()
-        assert seen[-1].is_contiguous(memory_format=torch.channels_last)
+        assert seen[0].data_ptr() == x.data_ptr()
+        assert seen[0].is_contiguous(memory_format=torch.channels_last)
+        assert made.data_ptr() == seen[1].data_ptr()
         assert made.is_contiguous(memory_format=torch.channels_last_3d)
+        assert not made._is_view(), "a ReLU in place would copy it for autograd"
 
 
 @pytest.mark.parametrize("kind", KINDS)

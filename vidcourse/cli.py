@@ -200,8 +200,7 @@ def load_clips(data: str, config: Any, n: int = 2000, seed: int = 0, **files: An
     if data in DRAWN:
         length = config.length * getattr(config, "frame_step", 1)
         return load(data, size=config.size, n=n, seed=seed, length=length)
-    given = {name: value for name, value in files.items() if value}
-    return in_colour(load(data, size=config.size, **given))
+    return in_colour(load(data, size=config.size, progress=sys.stderr.isatty(), **files))
 
 # %% ../nbs/71_command_line.ipynb #71021
 DATA = (

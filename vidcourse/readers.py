@@ -4,8 +4,8 @@
 __all__ = ['VIDEOS', 'IMAGES', 'ARCHIVES', 'SMALL', 'GROWTH', 'READERS', 'some', 'counted', 'in_order', 'printable', 'found',
            'picture', 'to_rgb', 'read_image', 'moves', 'timed_pages', 'pages', 'measure_pages', 'noted_frames',
            'squares', 'is_strip', 'look', 'kind_of_picture', 'read_strip', 'stills', 'read_frames', 'measure_frames',
-           'npy_header', 'headers', 'map_member', 'open_npz', 'fields', 'one_clip', 'Reader', 'at_once', 'Block',
-           'kind_of_file', 'read']
+           'npy_header', 'headers', 'map_member', 'look_inside', 'open_npz', 'fields', 'one_clip', 'Reader', 'at_once',
+           'Block', 'kind_of_file', 'read']
 
 # %% ../nbs/01_clip_readers.ipynb #02005
 "One clip out of a video, a moving picture, a film strip, an archive or a folder of frames."
@@ -305,12 +305,8 @@ def map_member(path: Path, name: str) -> np.memmap:
         return np.memmap(path, dtype, "r", file.tell(), shape, order="F" if fortran else "C")
 
 # %% ../nbs/01_clip_readers.ipynb #02036
-def open_npz(path: str | Path, mmap: bool = False) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of an archive, and the name of the one with pictures: `frames` or `video`.
-
-    With `mmap` that one stays in the file. FileNotFoundError, or ValueError says what is wrong.
-    """
-    path = found(path)
+def look_inside(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], str]:
+    "The headers of an archive, and the name of its pictures; ValueError says what is wrong."
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is no .npz archive; it may be incomplete, or a web page saved under this "
@@ -322,6 +318,19 @@ def open_npz(path: str | Path, mmap: bool = False) -> tuple[dict[str, np.ndarray
         if pictures is None:
             listed = ", ".join(there) or "nothing"
             raise ValueError(f"it holds {listed}, but neither `frames` nor `video`")
+    except Exception as error:  # a garbled archive can fail in a dozen ways
+        raise ValueError(f"{path} is no archive of clips: {error}") from error
+    return there, pictures
+
+
+def open_npz(path: str | Path, mmap: bool = False) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of an archive, and the name of the one with pictures: `frames` or `video`.
+
+    With `mmap` that one stays in the file. FileNotFoundError, or ValueError says what is wrong.
+    """
+    path = found(path)
+    there, pictures = look_inside(path)
+    try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in there if not mmap or name != pictures}
         if mmap:
@@ -351,15 +360,17 @@ def fields(
 
 
 def one_clip(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
-    "The one clip in an archive; ValueError when it holds several."
-    frames, offsets, *_ = fields(path, mmap=False)
-    if len(offsets) != 2:
+    "The one clip in an archive; ValueError when it holds several, which are not unpacked."
+    there, pictures = look_inside(path)
+    shape, offsets = there[pictures][0], there.get("offsets", ((2,), None))[0]
+    count = offsets[0] - 1 if len(shape) == 4 else shape[0]
+    if count != 1:
         raise ValueError(
-            f"{path} holds {len(offsets) - 1} clips, and one is read here; "
-            "vidcourse.data.load takes them all, when it is given this file"
+            f"{path} holds {count} clips, and one is read here; vidcourse.data.load takes them "
+            "all, when it is given this file"
         )
     try:
-        return as_frames(frames)[0]
+        return as_frames(fields(path, mmap=False)[0])[0]
     except ValueError as error:
         raise ValueError(f"{path} is no archive of clips: {error}") from error
 

@@ -353,6 +353,7 @@ def run_in_kernel(
     import papermill
 
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it reports what ctrl-C cut off
+    logging.getLogger("papermill").setLevel(logging.WARNING)
     for tries_left in (2, 1, 0):
         try:
             with kernel_environment():

@@ -82,7 +82,7 @@ class Inventory:
             if items:
                 name = f" ({items[0].path.name})" if len(items) == 1 else ""
                 parts.append(f"{several(items)}{name} {reason}".strip())
-        return f"left out: {', '.join(parts)}" if parts else ""
+        return printable(f"left out: {', '.join(parts)}") if parts else ""
 
 # %% ../nbs/01_clips_from_files.ipynb #03009
 KINDS = {
@@ -147,7 +147,7 @@ def chosen(path: Path, clips: list[Item], left: dict[str, list[Item]]) -> Invent
     left = left | beside | {"further down": deep}
     inventory = Inventory(path, used, {why: items for why, items in left.items() if items})
     if not used:
-        raise ValueError(nothing(inventory, deep))
+        raise ValueError(printable(nothing(inventory, deep)))
     return inventory
 
 

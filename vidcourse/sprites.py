@@ -4,7 +4,7 @@
 __all__ = ['EVERYBODY', 'FEET', 'STRIDE', 'PATHS', 'CONTENT', 'MOTION', 'COMMANDS', 'dressed', 'wardrobe', 'characters',
            'strides', 'Factors', 'Staging', 'staging', 'pasted', 'shadow', 'stamp', 'perform', 'shares', 'resized',
            'render', 'within', 'starts', 'check_options', 'draw_factors', 'SpritesData', 'walking_characters',
-           'displaced', 'steered', 'held_out_cells', 'character_grid']
+           'displaced', 'steered', 'split_characters', 'held_out_cells', 'character_grid']
 
 # %% ../nbs/01_pixel_characters.ipynb #01p04
 "Characters that walk, cast and strike before drawn scenes: every factor and mask is known."
@@ -453,6 +453,19 @@ def steered(factors: Factors, commands: Int[np.ndarray, "n t"]) -> Staging:
     return Staging(actions, poses, places, np.zeros_like(play.camera))
 
 # %% ../nbs/01_pixel_characters.ipynb #01p56
+def split_characters(
+    share: float = 0.2, seed: int = 0
+) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]:
+    "The numbers of all characters in two heaps, `share` of them in the second."
+    lots = np.argsort(uniform(np.random.Philox(seed), 0, 1, EVERYBODY))
+    test = round(share * EVERYBODY)
+    if not 0 < test < EVERYBODY:
+        raise ValueError(
+            f"share is {share}; give a part between 0 and 1, so that both have some"
+        )
+    return np.sort(lots[test:]), np.sort(lots[:test])
+
+
 def held_out_cells(
     contents: int, actions: int = len(ACTIONS), out: int = 48, seed: int = 0
 ) -> Bool[np.ndarray, "contents actions"]:

@@ -216,7 +216,7 @@ class Draws:
 
     def share(self, x: Tensor) -> Tensor:
         "This process's share of a batch, on its device."
-        return self.trainer.shard(x).to(self.trainer.device)
+        return self.trainer.share(x)
 
     def real(self) -> tuple[Tensor, Tensor | None]:
         "Real clips and, where the head learns from them, their labels."

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['PRIORS', 'composite', 'Layers', 'cat_layers', 'l1_prior', 'binary_prior', 'mask_prior', 'object_mask',
-           'seen_background', 'layer_scores', 'thin_convolution', 'is_thin', 'Conv3d', 'ConvTranspose3d',
-           'MaskingLayer']
+           'seen_background', 'layer_scores', 'picture_convolution', 'thin_convolution', 'is_thin', 'Conv3d',
+           'ConvTranspose3d', 'MaskingLayer']
 
 # %% ../../nbs/20_masking.ipynb #20005
 "Layers of a clip, priors on masks, V3GAN's masking layer (Keshari et al. 2021), scores of layers."
@@ -182,6 +182,26 @@ def layer_scores(layers: Layers) -> dict[str, float]:
     }
 
 # %% ../../nbs/20_masking.ipynb #20thn1
+def picture_convolution(
+    x: Float[Tensor, "n c h w"],
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    convolve: Callable[..., Tensor],
+) -> Float[Tensor, "n c2 h2 w2"]:
+    """`convolve`: `F.conv2d` or `F.conv_transpose2d`.
+
+    Where kernel and picture meet in one place only, it is a matrix product.
+    """
+    if padding == (0, 0) and convolve is F.conv2d and x.shape[2:] == weight.shape[2:]:
+        return F.linear(x.flatten(1), weight.flatten(1), bias)[..., None, None]
+    if padding == (0, 0) and convolve is F.conv_transpose2d and x.shape[2:] == (1, 1):
+        made = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+        return made if bias is None else made + bias[:, None, None]
+    return convolve(x, weight, bias, stride, padding)
+
+
 def thin_convolution(
     x: Float[Tensor, "n c t h w"],
     weight: Tensor,
@@ -196,12 +216,12 @@ def thin_convolution(
     convolution; `convolve` is `F.conv2d` or `F.conv_transpose2d`.
     """
     if weight.shape[2] == 1:  # frame by frame: time joins the batch
-        frames = x.transpose(1, 2).flatten(0, 1)  # (n t, c, h, w)
-        made = convolve(frames, weight.squeeze(2), bias, stride[1:], padding[1:])
+        frames, kernel = x.transpose(1, 2).flatten(0, 1), weight.squeeze(2)  # (n t, c, h, w)
+        made = picture_convolution(frames, kernel, bias, stride[1:], padding[1:], convolve)
         made = made.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
     else:  # pixel by pixel: height and width become one axis
-        lines = x.flatten(3)  # (n, c, t, h w)
-        made = convolve(lines, weight.squeeze(4), bias, (stride[0], 1), (padding[0], 0))
+        lines, kernel = x.flatten(3), weight.squeeze(4)  # (n, c, t, h w)
+        made = convolve(lines, kernel, bias, (stride[0], 1), (padding[0], 0))
         made = made.unflatten(3, x.shape[3:])
     # To autograd a view of a result is not the result: a ReLU in place would have to copy it.
     return torch.ops.aten._unsafe_view(made, made.shape)

@@ -202,7 +202,7 @@ def step_on(clips: Clips, config: Config) -> Callable[[Trainer], dict[str, Tenso
 
     def step(trainer: Trainer) -> dict[str, Tensor]:
         def share(x):
-            return trainer.shard(x).to(trainer.device)
+            return trainer.share(x)
 
         generator, rng = trainer.networks["generator"], trainer.rng
         real = share(clips.batch(config.batch, config.length, rng, step=config.frame_step))

@@ -103,8 +103,9 @@ def picture_stream(latent: int, wide: list[int]) -> nn.Sequential:
 
     Its stages are those of the layered generator's background.
     """
-    doubling = [stage(a, b, space=(4, 2, 1)) for a, b in zip(wide, wide[1:])]
-    return nn.Sequential(stage(latent, wide[0], space=(4, 1, 0)), *doubling)
+    stages = [stage(latent, wide[0], space=(4, 1, 0))]
+    stages += [stage(a, b, space=(4, 2, 1)) for a, b in zip(wide, wide[1:])]
+    return nn.Sequential(*stages)
 
 
 class WarpGenerator(nn.Module):
