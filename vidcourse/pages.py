@@ -49,7 +49,7 @@ def title_of(book: dict) -> str:
 def part_of(name: str, book: dict) -> str:
     "The part of the course that a notebook belongs to."
     opening = next((c for c in book["cells"] if c["cell_type"] == "markdown"), {"source": ""})
-    behind = re.search(r"\bengine room\b", "".join(opening["source"]), re.IGNORECASE)
+    behind = re.search(r"^\*Engine room\b", "".join(opening["source"]), re.MULTILINE)
     return ENGINE if behind or name[:1] == "7" else PARTS.get(name[:1], "More notebooks")
 
 # %% ../nbs/70_pages.ipynb #70p010
