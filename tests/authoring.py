@@ -209,7 +209,10 @@ def readme(index: Path = NBS / "index.ipynb") -> str:
 
 
 def export() -> None:
-    "Format and clean the notebooks, write the package and README.md, say what ruff refuses."
+    """Format and clean the notebooks, write the package and README.md.
+
+    All is written, then the command fails if there is something that ruff refuses.
+    """
     format_code()
     scripts = Path(sys.executable).parent
     # nbdev_clean signs notebooks in Jupyter's data folder: not in the author's
@@ -218,9 +221,8 @@ def export() -> None:
         for command in ("nbdev_clean", "nbdev_export"):
             subprocess.run([scripts / command], cwd=ROOT, check=True, env=environment)
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")
-    for path, lines in complaints().items():
-        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
-        print(f"mend by hand: {lines[0].removeprefix(path + ':')}{more} in {path}")
+    if lines := [line for lines in complaints().values() for line in lines]:
+        sys.exit("mend by hand:\n" + "\n".join(lines))
 
 
 # Pictures of the front page -------------------------------------------------------------------
