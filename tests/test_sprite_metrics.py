@@ -209,16 +209,20 @@ def test_scores_of_a_system(reader, art, clips, categories, asked):
     assert not any("IoU" in name for name in scores)
 
 
-def test_scores_of_a_system_with_layers(reader, art, clips):
-    system = Drawer(art, 0)
+def test_scores_of_a_system_with_layers(reader, art, clips, monkeypatch):
+    system, seen = Drawer(art, 0), torch.zeros(18, 4, 32, 32)
+    seen[:9, :, :16] = 1  # a character in every second clip
+    own = torch.zeros_like(seen)
+    own[:9, :, 8:16] = 1  # half of it is in the system's own masks
     video = to_float(walking_characters(18, 4, 32, 5, art).frames)
-    masks = sm.read(reader, video).masks
-
-    def sample_layers(n, length, rng):
-        return SimpleNamespace(video=video, mask=masks[:, None])
-
-    system.sample_layers = sample_layers
-    assert sm.sprite_scores(system, clips, reader, n=18)["mask IoU"] == 1
+    reading = sm.read(reader, video)
+    monkeypatch.setattr(sm, "read", lambda *args: reading._replace(masks=seen[: len(args[1])]))
+    system.sample_layers = lambda *args: SimpleNamespace(video=video, mask=own[:, None])
+    assert sm.sprite_scores(system, clips, reader, n=18)["mask IoU"] == 0.5
+    seen.zero_()
+    own.zero_()
+    score = sm.sprite_scores(system, clips, reader, n=18)["mask IoU"]
+    assert score == 0, "masks of nobody are no success"
 
 
 def test_clips_without_garments_are_refused(reader, art):

@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'PICKLES', 'save_weights', 'parsed', 'opened', 'load_header', 'load_weights', 'as_type', 'from_json',
-           'optimiser_tensors', 'optimiser_state', 'RunState', 'FolderInUse', 'CheckpointStore', 'named_tensors',
-           'below', 'group_sizes', 'capture', 'check_fit', 'restore', 'Interrupted', 'interruptible', 'farewell',
-           'stoppable', 'duration', 'Pace', 'Progress', 'processes', 'exchange_', 'agreed', 'finish', 'LogWriter']
+           'optimiser_tensors', 'optimiser_state', 'RunState', 'FolderInUse', 'read_state', 'CheckpointStore',
+           'named_tensors', 'below', 'group_sizes', 'capture', 'check_fit', 'restore', 'Interrupted', 'interruptible',
+           'farewell', 'stoppable', 'duration', 'Pace', 'Progress', 'processes', 'exchange_', 'agreed', 'finish',
+           'LogWriter']
 
 # %% ../nbs/03_checkpoints.ipynb #c3004
 "What a run leaves on the disk, and how it stops: weights, checkpoints, signals, processes, logs."
@@ -89,7 +90,7 @@ def opened(path: str | Path):
             f"{path} {why}. Weights are read from safetensors files, as save_weights makes them."
         ) from None
 
-
+# %% ../nbs/03_checkpoints.ipynb #c3015a
 def load_header(path: str | Path) -> tuple[dict[str, tuple[int, ...]], dict]:
     "Shapes of a file's tensors, and its facts; no tensor is read. Errors as `load_weights`."
     with opened(path) as file:
@@ -219,6 +220,23 @@ class RunState:
 class FolderInUse(OSError):
     "Another training writes into the folder."
 
+# %% ../nbs/03_checkpoints.ipynb #c3042a
+def read_state(path: Path, accepted: int) -> tuple[str, dict[str, list[int]], RunState]:
+    """What a `state.json` says: the file of tensors, their shapes, and the state.
+
+    ValueError when anything in it is not what it should be.
+    """
+    facts = parsed(path.read_text(errors="replace"), path, accepted)
+    try:
+        state = from_json(RunState, facts.get("state"))
+        name = as_type(facts.get("tensors"), str)
+        contents = as_type(facts.get("contents"), dict[str, list[int]])
+        if min(state.step, state.seconds) < 0:
+            raise TypeError("a count is negative")
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
+    return Path(name).name, contents, state
+
 # %% ../nbs/03_checkpoints.ipynb #c3042
 class CheckpointStore:
     """A folder that holds one checkpoint of a run: `state.json`, and the tensors it names.
@@ -276,16 +294,8 @@ class CheckpointStore:
                 f"there is no checkpoint in {self.folder} (no {self.path.name}): begin without "
                 "resume, or name the folder of the run that you mean"
             )
-        facts = parsed(self.path.read_text(errors="replace"), self.path, self.FORMAT)
-        try:
-            state = from_json(RunState, facts.get("state"))
-            name = as_type(facts.get("tensors"), str)
-            contents = as_type(facts.get("contents"), dict[str, list[int]])
-            if min(state.step, state.seconds) < 0:
-                raise TypeError("a count is negative")
-        except TypeError as error:
-            raise ValueError(f"{self.path} is damaged ({error})") from None
-        file = self.folder / Path(name).name
+        name, contents, state = read_state(self.path, self.FORMAT)
+        file = self.folder / name
         tensors, _ = load_weights(file)
         found = {k: list(t.shape) for k, t in tensors.items()}
         if odd := [k for k in {**found, **contents} if found.get(k) != contents.get(k)]:
@@ -316,7 +326,7 @@ def group_sizes(optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, list[
     "How many tensors each optimiser moves, by group."
     return {name: [len(g["params"]) for g in o.param_groups] for name, o in optimisers.items()}
 
-
+# %% ../nbs/03_checkpoints.ipynb #c3051a
 def capture(run, **more) -> tuple[dict[str, Tensor], RunState]:
     """Tensors and state from which a run can go on as if nothing had happened.
 
@@ -354,7 +364,7 @@ def check_fit(run, tensors: dict[str, Tensor], state: RunState, path: str | Path
             f"{odd[0]}: {there.get(odd[0])} there, {here.get(odd[0])} here"
         )
 
-
+# %% ../nbs/03_checkpoints.ipynb #c3052a
 def restore(run, store: CheckpointStore) -> RunState:
     """Puts back what `capture` took, and returns the state.
 
@@ -401,7 +411,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.signal, self.step = signal, step
 
-
+# %% ../nbs/03_checkpoints.ipynb #c3061a
 @contextmanager
 def interruptible(grace: float = 0.5):
     """A list that ctrl-C and SIGTERM fill, so that a loop can end its step.
@@ -460,7 +470,7 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
-
+# %% ../nbs/03_checkpoints.ipynb #c3064a
 class Pace:
     """Times the first steps of a loop and says, once, how long the rest will take.
 

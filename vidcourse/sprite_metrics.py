@@ -4,7 +4,7 @@
 __all__ = ['CYCLE', 'POSES', 'SPEEDS', 'TWINS', 'Lessons', 'lessons', 'layer', 'Finder', 'closeup', 'CharacterReader',
            'disturbed', 'reading_loss', 'as_frames', 'train_reader', 'Reading', 'read', 'courses', 'Deeds', 'deeds',
            'constancy', 'as_wanted', 'position_error', 'ssim', 'cell_scores', 'save_reader', 'load_reader',
-           'reader_for', 'read_scores', 'sprite_scores']
+           'reader_for', 'with_character', 'read_scores', 'sprite_scores']
 
 # %% ../nbs/07_character_metrics.ipynb #07c04
 "Rulers for the characters: the action seen, each garment seen, masks, places, and the true clip."
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -398,6 +398,11 @@ def reader_for(size: int) -> CharacterReader:
     return load_reader(f"classifier_characters{32 if size <= 40 else 64}")[0]
 
 # %% ../nbs/07_character_metrics.ipynb #07c20
+def with_character(masks: Float[Tensor, "n t h w"]) -> Bool[Tensor, "n t"]:
+    "Frames in which at least one pixel in fifty shows a character."
+    return (masks > 0.5).float().mean((2, 3)) > 0.02
+
+
 def read_scores(reading: Reading, wanted: Int[Tensor, " n"] | None = None) -> dict[str, float]:
     "What a reading says by itself; `wanted` are the actions that were asked for."
     done = deeds(reading.poses)
@@ -405,8 +410,8 @@ def read_scores(reading: Reading, wanted: Int[Tensor, " n"] | None = None) -> di
     scores = {} if wanted is None else {"action": (done.action == wanted).float().mean().item()}
     scores |= {"in step": done.in_step.mean().item(), "garments constant": steady.mean().item()}
     scores |= {f"{part} constant": value for part, value in zip(COUNTS, steady.tolist())}
-    there = (reading.masks > 0.5).float().mean((2, 3)) > 0.02
-    return scores | {"frames with a character": there.float().mean().item()}
+    there = with_character(reading.masks).float().mean().item()
+    return scores | {"frames with a character": there}
 
 
 def sprite_scores(
@@ -415,8 +420,8 @@ def sprite_scores(
     """The measures of a trained system and of `n` real clips of characters, by name.
 
     A system with one category an action is asked for each of them in turn; of one with layers, the
-    mask is compared with the one that the reader sees in its clips. Scores of real clips end in
-    "real". ValueError for clips that aren't those of `vidcourse.data.load("sprites")`.
+    mask is compared with the one that the reader sees in its clips, where it sees a character.
+    Scores of real clips end in "real". ValueError for clips that don't say what is worn.
     """
     if missing := [part for part in COUNTS if part not in clips.extra]:
         raise ValueError(
@@ -438,7 +443,7 @@ def sprite_scores(
     ceiling["garments as worn"] = as_wanted(seen.garments, worn).mean().item()
     if hasattr(system, "sample_layers"):
         layers = system.sample_layers(n, config.length, torch.Generator().manual_seed(seed))
-        video = layers.video.float().clamp(-1, 1).cpu()
-        own = layers.mask[:, 0].float().cpu()
-        scores["mask IoU"] = mask_iou(own, read(reader, video).masks).mean().item()
+        found = read(reader, layers.video.float().clamp(-1, 1).cpu()).masks
+        overlap = mask_iou(layers.mask[:, 0].float().cpu(), found)[with_character(found)]
+        scores["mask IoU"] = overlap.mean().item() if len(overlap) else 0.0
     return scores | {f"{name}, real": value for name, value in ceiling.items()}
