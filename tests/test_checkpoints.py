@@ -4,7 +4,6 @@ import json
 import math
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -514,6 +513,7 @@ def test_missing_checkpoint_and_nowhere_to_save(tmp_path):
 
 def test_full_disk_gives_one_error_and_keeps_the_previous_checkpoint(tmp_path):
     "A limit on file size stands for the full disk: the write fails in the middle of the file."
+    pytest.importorskip("resource")
     body = """
     import resource
     t = toy(out=sys.argv[1], save_every=100); t.fit(step, 5, progress=False)
@@ -701,6 +701,7 @@ def test_tensorboard_holds_scalars_and_pictures(tmp_path):
 
 def test_a_log_on_a_full_disk_warns_once_and_the_run_goes_on(tmp_path, unbroken):
     "A limit on file size stands for the full disk: events grow beyond it, checkpoints don't."
+    resource = pytest.importorskip("resource")
     t, soft = toy(out=tmp_path, log_every=1), resource.getrlimit(resource.RLIMIT_FSIZE)
     big = torch.rand(4, 3, 2, 64, 64)
     limit = 60_000

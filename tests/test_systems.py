@@ -316,6 +316,17 @@ def test_a_verdict_needs_three_looks_and_comes_once():
     assert verdicts(watch(mostly_black), [1.0] * 5, saturated=1.0) == [2]
 
 
+def test_one_real_clip_is_no_death():
+    "Who trains on a single clip wants clips that are alike."
+    one = real_clips(1)
+    watch = Watch(Toys, Config(), one)
+    assert watch.baseline == 0 and watch.floor == 0
+    seen = {k: v.item() for k, v in watch.of(one.expand(8, -1, -1, -1, -1)).items()}
+    assert seen["spread"] == 0 and math.isfinite(seen["distance"])
+    assert verdicts(watch, [0.0] * 6) == []
+    assert "nothing" not in in_words(seen | {"baseline": 0.0, "floor": 0.0})
+
+
 def test_a_run_that_dies_says_so_once_and_learning_runs_say_nothing(capsys):
     for target, says in ((two_colours, 0), (black, 1)):
         t = trainer(log_every=20)

@@ -463,6 +463,15 @@ def test_bad_settings_say_what_is_accepted():
         Trainer({}, {}, device="warp")
 
 
+def test_the_device_is_the_one_that_the_environment_names(monkeypatch):
+    monkeypatch.setenv("VIDCOURSE_DEVICE", "cpu")
+    assert toy(device=None).device == torch.device("cpu")
+    monkeypatch.setenv("VIDCOURSE_DEVICE", "warp")
+    with pytest.raises(ValueError, match="'warp' is no device"):
+        toy(device=None)
+    assert toy(device="cpu").device == torch.device("cpu"), "what is named in code wins"
+
+
 def test_progress_is_silent_where_nobody_looks(capfd):
     t = toy()
     t.fit(step, 5)
