@@ -284,8 +284,11 @@ class Watch:
         self.vectors, self.saturated = real_vectors(clips, config, pool)
         mean = self.vectors.mean(0, keepdim=True)
         self.baseline = float(energy_distance(mean, self.vectors))
-        self.floor = float(energy_distance(self.vectors[::2], self.vectors[1::2]))
-        self.spread = max(float(self.vectors.std(0).mean()), 1e-6)
+        halves = (
+            (self.vectors[::2], self.vectors[1::2]) if len(self.vectors) > 1 else (mean, mean)
+        )
+        self.floor = float(energy_distance(*halves))
+        self.spread = float(self.vectors.std(0, correction=0).mean())
         self.spreads, self.said = [], False  # of the last looks at a run that seemed dead
 
     @torch.no_grad()
@@ -294,7 +297,7 @@ class Watch:
         self.vectors, vectors = self.vectors.to(made.device), small(made)
         return {
             "distance": energy_distance(vectors, self.vectors),
-            "spread": vectors.std(0).mean() / self.spread,
+            "spread": vectors.std(0, correction=0).mean() / max(self.spread, 1e-6),
             "saturated": (made.abs() > 0.99).float().mean(),
         }
 
@@ -306,7 +309,7 @@ class Watch:
     def verdict(self, step: int, seen: dict[str, float]) -> str | None:
         "One line when the run has looked dead several times in a row; once for a run."
         spread, full = seen.get("spread", 0.0), seen.get("saturated", 1.0)
-        alike = spread < self.SPREAD
+        alike = spread < self.SPREAD and self.spread > 1e-4  # real clips may be alike, too
         flat = full > self.saturated + self.SATURATED * (1 - self.saturated)
         self.spreads = [*self.spreads, spread] if alike or flat else []
         if len(self.spreads) < self.LOOKS or self.said:
@@ -333,7 +336,7 @@ def in_words(reached: dict[str, float]) -> str:
         f"energy distance to the real clips {reached['distance']:.3f}; always the mean clip "
         f"{reached['baseline']:.3f}, other real clips {reached['floor']:.3f}"
     )
-    if reached["distance"] < reached["baseline"]:
+    if reached["distance"] < reached["baseline"] or reached["baseline"] < 1e-4:
         return text
     return text + ": no better than the mean clip, so this run has learned nothing of use yet"
 

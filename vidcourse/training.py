@@ -6,6 +6,7 @@ __all__ = ['average_', 'decay', 'advance', 'log', 'Trainer']
 # %% ../nbs/03_training.ipynb #03004
 "The training loop of every chapter: guarded updates, averages, a falling rate, a log."
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -132,7 +133,8 @@ class Trainer:
             )
         if unknown := set(ema or {}) - set(networks):
             raise ValueError(f"ema names {sorted(unknown)}; networks are {sorted(networks)}")
-        device = choose_device(device) if device is not None else None
+        named = device or os.environ.get("VIDCOURSE_DEVICE")
+        device = choose_device(named) if named else None
         self.processes = processes(device)
         several = self.processes.num_processes > 1
         self.device = self.processes.device if several else device or choose_device()
