@@ -9,6 +9,7 @@ import torch
 from vidcourse.navs import CONFIGS, hold_out, shapes_grid
 from vidcourse.navs.model import train
 from vidcourse.navs.study import (
+    LOSSES,
     RECIPES,
     frame_consistency,
     measure,
