@@ -90,7 +90,8 @@ def tests() -> dict:
         "tests/test_pretend.py",
         "tests/test_data.py",
     ]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    places = [str(TESTS.parent), os.environ.get("PYTHONPATH", "")]  # and what the caller brings
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
     done = subprocess.run(
         command, cwd=TESTS.parent, env=environment, capture_output=True, text=True
     )
