@@ -16,6 +16,9 @@ from vidcourse.runner import REPORT_TYPE, execute, find_notebooks
 
 NOTEBOOKS = find_notebooks()
 TIMES = re.compile(r"second|minute|time|speed")  # names of numbers that no two runs share
+DATA = re.compile(
+    r"have_sprites|data_file|data_root|weizmann"
+)  # words of cells that ask for files
 
 
 def slow_first(path: Path) -> int:
@@ -30,6 +33,14 @@ def check_opening(notebook: Path) -> None:
         "the cell tagged `parameters` must set profile and seed"
     )
     assert parameters["profile"]["default"].strip("\"'") == "auto"
+
+
+def asks_for_data(notebook: Path) -> bool:
+    "Does a cell ask for a data set that a reader may not have?"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return any(
+        DATA.search("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"
+    )
 
 
 def check_run(executed: Path, device: str) -> None:
@@ -77,6 +88,14 @@ def test_notebook_runs(notebook, run):
             assert numbers[name] == expected[name], name
         elif not TIMES.search(name):
             assert numbers[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+    "notebook", [path for path in NOTEBOOKS if asks_for_data(path)], ids=lambda path: path.stem
+)
+def test_notebook_runs_where_no_data_are(notebook, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDCOURSE_DATA", str(tmp_path / "empty"))
+    run(notebook, "cpu")
 
 
 def test_the_list_is_the_whole_course(root):
