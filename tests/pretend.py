@@ -340,7 +340,10 @@ _lock = threading.Lock()
 
 
 def install() -> None:
-    "From now on this process has the device. It can't be taken away again."
+    """From now on this process has the device. It can't be taken away again.
+
+    Raises RuntimeError after the process's first backward: autograd has counted its devices then.
+    """
     with _lock:
         if _installed:
             return
@@ -357,6 +360,10 @@ def install() -> None:
         anything = torch.library.Library("_", "IMPL")
         anything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
         _installed.extend([library, anything])
+        try:
+            torch.ones(1, device=NAME, requires_grad=True).sum().backward()
+        except RuntimeError as error:
+            raise RuntimeError("install the pretend device before the first backward") from error
 
 
 def copy_from(source, target, non_blocking=False):

@@ -7,6 +7,8 @@ Where there is no GPU, the device is pretend.py's; where there is one, the same 
 import copy
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,25 @@ def test_results_are_those_of_the_cpu(there):
         assert torch.equal(mine.cpu(), getattr(torch, name)(3))
     assert torch.tensor([1, 2], device="pretend").tolist() == [1, 2]
     assert torch.arange(3, device="pretend").device.type == "pretend"
+
+
+LATE = """
+import pretend, torch
+torch.ones(1, requires_grad=True).sum().backward()
+try:
+    pretend.install()
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@here
+def test_a_device_that_comes_too_late_says_so():
+    folder = str(Path(pretend.__file__).parent)
+    result = subprocess.run(
+        [sys.executable, "-c", LATE], cwd=folder, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "install the pretend device before the first backward", result
 
 
 def test_the_two_sides_do_not_mix(there):
