@@ -363,7 +363,9 @@ def install() -> None:
         try:
             torch.ones(1, device=NAME, requires_grad=True).sum().backward()
         except RuntimeError as error:
-            raise RuntimeError("install the pretend device before the first backward") from error
+            raise RuntimeError(
+                "install the pretend device before the first backward"
+            ) from error
 
 
 def copy_from(source, target, non_blocking=False):

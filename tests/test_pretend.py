@@ -80,7 +80,9 @@ def test_a_device_that_comes_too_late_says_so():
     result = subprocess.run(
         [sys.executable, "-c", LATE], cwd=folder, capture_output=True, text=True
     )
-    assert result.stdout.strip() == "install the pretend device before the first backward", result
+    assert result.stdout.strip() == "install the pretend device before the first backward", (
+        result
+    )
 
 
 def test_the_two_sides_do_not_mix(there):

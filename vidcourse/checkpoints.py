@@ -35,6 +35,7 @@ from safetensors.torch import save as as_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
+from .course import choose_device
 from .video import atomic, film_strip, write
 
 # %% ../nbs/03_checkpoints.ipynb #c3010
@@ -401,7 +402,7 @@ def restore(run, store: CheckpointStore) -> RunState:
 
 # %% ../nbs/03_checkpoints.ipynb #c3061
 class Interrupted(KeyboardInterrupt):
-    """A training was stopped by ctrl-C or SIGTERM; the message says what was saved.
+    """A training was stopped by ctrl-C, SIGTERM or SIGHUP; the message says what was saved.
 
     `signal` is the number of the signal, `step` the step that the checkpoint is of, None when
     there is none.
@@ -414,7 +415,7 @@ class Interrupted(KeyboardInterrupt):
 # %% ../nbs/03_checkpoints.ipynb #c3061a
 @contextmanager
 def interruptible(grace: float = 0.5):
-    """A list that ctrl-C and SIGTERM fill, so that a loop can end its step.
+    """A list that ctrl-C, SIGTERM and a closed terminal fill, so that a loop can end its step.
 
     A second ctrl-C, at least `grace` seconds later, raises KeyboardInterrupt at once.
     """
@@ -429,9 +430,12 @@ def interruptible(grace: float = 0.5):
         elif number == signal.SIGINT and time.monotonic() - first >= grace:
             raise KeyboardInterrupt
 
-    before = {}
+    numbers, before = [signal.SIGINT, signal.SIGTERM], {}
+    hangup = getattr(signal, "SIGHUP", None)  # the terminal was closed; nohup ignores that
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
     if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             before[number] = signal.signal(number, ask)
     try:
         yield asked
@@ -545,7 +549,7 @@ def processes(device: str | torch.device | None = None) -> PartialState:
     """
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    gpu = torch.cuda.is_available() and torch.device(device or "cuda").type != "cpu"
+    gpu = torch.device(device or choose_device()).type == "cuda"
     return PartialState(cpu=on_cpu or (several and not gpu))
 
 

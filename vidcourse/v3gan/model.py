@@ -28,7 +28,7 @@ from ..systems import System, adam, check_size, seeded, train_system, trainer_fo
 from ..training import Trainer
 from .masking import PRIORS, Layers, cat_layers, mask_prior
 from .networks import LayerCodes, Sizes
-from .warping import networks
+from .warping import generator_of, networks
 
 # %% ../../nbs/22_v3gan.ipynb #22c02
 SHUFFLES = ("released", "swap", "global", "none")
@@ -251,7 +251,7 @@ class V3GAN(System):
     @staticmethod
     def Generator(config: Sizes) -> torch.nn.Module:
         "The generator of a configuration, untrained."
-        return networks(config)["generator"]
+        return generator_of(config)
 
     def clips(self, made: Layers) -> Float[Tensor, "n c t h w"]:
         "The composite."
