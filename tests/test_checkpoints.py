@@ -584,20 +584,31 @@ def test_the_lock_holds_between_processes_and_dies_with_its_owner(tmp_path):
 # ---- signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with checkpoints.interruptible() as asked:
+            signal.raise_signal(signal.SIGHUP)
+        assert asked == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_step_saves_and_raises(tmp_path, unbroken, number):
     def interrupted(t):
         if t.step == 12:
             signal.raise_signal(number)  # before the step's two updates
         return step(t)
 
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(s) for s in signals]
     with pytest.raises(
         Interrupted, match="after step 13; the checkpoint in .* is of step 13"
     ) as e:
         toy(out=tmp_path).fit(interrupted, 20, progress=False)
     assert (e.value.signal, e.value.step) == (number, 13)
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(s) for s in signals] == handlers
     resumed = toy(out=tmp_path)
     resumed.load()
     assert resumed.step == 13

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,8 @@ def test_a_system_comes_back_with_its_types_and_facts(tmp_path):
         ({"width": 10**9}, "has shape"),
         ({"width": 2**60}, "toys"),
         ({"width": 10**30}, "width: a number of 31 digits is too large"),
+        ({"length": 2**22}, "its length is 4,194,304; at most 4,096 is read"),
+        ({"size": 2**12}, "its size is 4,096; at most 2,048 is read"),
         ({"critic_width": 8}, "names of an earlier version .critic_width."),
     ],
 )
@@ -210,6 +213,15 @@ def test_weights_that_ship_load_as_they_were_saved(path, tmp_path):
     assert again.keys() == tensors.keys() and new["config"] == json.loads(
         json.dumps(facts["config"])
     )
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_loading_builds_no_discriminator(path, monkeypatch):
+    name = path.stem.split("_")[0]
+    for module in [m for n, m in sys.modules.items() if n.startswith(f"vidcourse.{name}")]:
+        for kind in [k for k in vars(module) if k.endswith("Discriminator")]:
+            monkeypatch.setattr(getattr(module, kind), "__init__", None)
+    importlib.import_module(f"vidcourse.{name}").SYSTEM.load(path)
 
 
 # ---- small things
