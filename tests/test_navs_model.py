@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidcourse import cli
 from vidcourse.data import from_array, from_list, load
-from vidcourse.metrics import psnr
+from vidcourse.metrics import psnr, ssim
 from vidcourse.navs.latents import ClipCodes, laplacian_loss
 from vidcourse.navs.model import (
     CONFIGS,
@@ -25,7 +25,6 @@ from vidcourse.navs.model import (
     make_trainer,
     own_pairs,
     shapes_grid,
-    ssim,
     step_losses,
     step_on,
     train,

@@ -27,7 +27,7 @@ def clips(n=2, t=5, size=16, seed=0):
 
 
 def test_frame_consistency_compares_every_frame_with_the_first():
-    from vidcourse.navs.model import ssim
+    from vidcourse.metrics import ssim
 
     still = clips()[:, :, :1].expand(-1, -1, 5, -1, -1)
     assert frame_consistency(still) == pytest.approx(1, abs=1e-5)

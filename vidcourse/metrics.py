@@ -4,7 +4,7 @@
 __all__ = ['shuffle_frames', 'brightness', 'centroid', 'Tracks', 'track', 'object_colour', 'speed', 'frame_change', 'acd',
            'ColourSpread', 'colour_spread', 'check_grid', 'colour_ratio', 'ShapeAgreement', 'silhouettes',
            'shape_agreement', 'fill_gaps', 'pair_correlation', 'PathAgreement', 'path_correlation', 'mask_iou', 'psnr',
-           'frechet_distance', 'Matching', 'match_categories']
+           'ssim', 'frechet_distance', 'Matching', 'match_categories']
 
 # %% ../nbs/02_metrics.ipynb #02005
 from typing import NamedTuple
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 # %% ../nbs/02_metrics.ipynb #02006
 def shuffle_frames(
@@ -291,6 +292,24 @@ def psnr(
             f"got {tuple(clips.shape)} and {tuple(truth.shape)}"
         )
     return 10 * torch.log10(span**2 / (clips - truth).pow(2).flatten(1).mean(1))
+
+# %% ../nbs/02_metrics.ipynb #02049a
+def ssim(
+    clips: Float[Tensor, "n 3 t h w"], truth: Float[Tensor, "n 3 t h w"]
+) -> Float[Tensor, " n"]:
+    """Structural similarity of each clip to another, mean over frames; 1 for equal clips.
+
+    Computed on [0, 1]: SSIM multiplies means, and negative ones would make a negative look alike.
+    ValueError for different shapes.
+    """
+    if clips.shape != truth.shape:
+        raise ValueError(
+            "clips and truth must have one shape, "
+            f"got {tuple(clips.shape)} and {tuple(truth.shape)}"
+        )
+    a, b = ((c.float().transpose(1, 2).flatten(0, 1) + 1) / 2 for c in (clips, truth))
+    score = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    return score.view(len(clips), -1).mean(1)
 
 # %% ../nbs/02_metrics.ipynb #02052
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:

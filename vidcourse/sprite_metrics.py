@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['CYCLE', 'POSES', 'SPEEDS', 'TWINS', 'Lessons', 'lessons', 'layer', 'Finder', 'closeup', 'CharacterReader',
            'disturbed', 'reading_loss', 'as_frames', 'train_reader', 'Reading', 'read', 'courses', 'Deeds', 'deeds',
-           'constancy', 'as_wanted', 'position_error', 'ssim', 'cell_scores', 'save_reader', 'load_reader',
-           'reader_for', 'with_character', 'read_scores', 'sprite_scores']
+           'constancy', 'as_wanted', 'position_error', 'cell_scores', 'save_reader', 'load_reader', 'reader_for',
+           'with_character', 'read_scores', 'sprite_scores']
 
 # %% ../nbs/07_character_metrics.ipynb #07c04
 "Rulers for the characters: the action seen, each garment seen, masks, places, and the true clip."
@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from .checkpoints import load_weights, save_weights
 from .course import weights_file
-from .metrics import centroid, mask_iou, psnr
+from .metrics import centroid, mask_iou, psnr, ssim
 from .perceptual import resize, windows
 from .pixel_art import ACTIONS, COUNTS, DEEDS, FACES, Art
 from .sprites import split_characters, walking_characters
@@ -338,15 +337,6 @@ def position_error(
     """
     a, b = (centroid(mask * (mask > 0.5)) for mask in (found, true))
     return (a - b).norm(dim=-1).nanmean(1)
-
-
-def ssim(
-    clips: Float[Tensor, "n 3 t h w"], truth: Float[Tensor, "n 3 t h w"]
-) -> Float[Tensor, " n"]:
-    "Structural similarity to the true clip, mean over frames; 1 for equal clips."
-    a, b = ((c.float().transpose(1, 2).flatten(0, 1) + 1) / 2 for c in (clips, truth))
-    score = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
-    return score.view(len(clips), -1).mean(1)
 
 # %% ../nbs/07_character_metrics.ipynb #07c11
 def cell_scores(

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['ACTIONS', 'CONFIGS', 'RECIPE_CHOICES', 'SYSTEM', 'grid_factors', 'shapes_grid', 'hold_out', 'own_pairs',
            'first_frames', 'Config', 'step_losses', 'step_on', 'make_trainer', 'NAVS', 'against_mean_frame', 'verdict',
-           'check_pairs', 'train', 'load_pretrained', 'ssim', 'baselines', 'low_rank', 'between_frames', 'fit_codes']
+           'check_pairs', 'train', 'load_pretrained', 'baselines', 'low_rank', 'between_frames', 'fit_codes']
 
 # %% ../../nbs/32_navs.ipynb #32005
 """NAVS: clips and their codes learned together; exchange, interpolation, fitting of new clips.
@@ -18,11 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ..course import weights_file
 from ..data import Clips, from_array
-from ..metrics import psnr
+from ..metrics import psnr, ssim
 from vidcourse.navs.latents import (
     ClipCodes,
     ClipDecoder,
@@ -456,16 +455,6 @@ def load_pretrained(name: str = "shapes", seed: int = 0) -> NAVS:
 SYSTEM = NAVS
 
 # %% ../../nbs/32_navs.ipynb #32027
-def ssim(a: Float[Tensor, "n 3 t h w"], b: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n"]:
-    """Structural similarity of each clip with another, mean over frames; 1 for equal clips.
-
-    Computed on [0, 1]: SSIM multiplies means, and negative ones would make a negative look alike.
-    """
-    pictures = [(frames_of(clips).float() + 1) / 2 for clips in (a, b)]
-    score = structural_similarity_index_measure(*pictures, data_range=1.0, reduction="none")
-    return score.view(len(a), -1).mean(1)
-
-
 def baselines(
     trained: Float[Tensor, "n 3 t h w"],
     pairs: Int[Tensor, "n 2"],

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..data import Clips
-from ..metrics import psnr
+from ..metrics import psnr, ssim
 from .latents import frames_of, pyramid
-from .model import NAVS, Config, baselines, first_frames, ssim, train
+from .model import NAVS, Config, baselines, first_frames, train
 from .triplet import in_order
 from ..study import collect
 from ..video import to_float
