@@ -88,6 +88,31 @@ def test_missing_values_are_left_out_and_counted():
     assert spread([]) == "-" and spread([1.0], runs=True) == "1.00 (1 run)"
 
 
+def test_a_single_run_is_compared_by_its_place():
+    assert permutation_p([4.0], [1.0, 2.0, 3.0]) == permutation_p([1, 2, 3], [4]) == 0.5
+    assert permutation_p([0.0], range(1, 20)) == pytest.approx(0.1)
+    assert permutation_p([2.0], [1.0, 2.0, 3.0]) == 1
+    runs = [{"recipe": "all of it", "steps": 1, "x": x} for x in (1.0, 2.0, 3.0)]
+    found = compare([*runs, {"recipe": "other", "steps": 1, "x": 4.0}], ["x"])
+    assert [(c.side, c.p, c.runs) for c in found] == [("above", 0.5, (3, 1))]
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0, 3000.0])
+def test_labels_of_a_logarithmic_axis_stand_apart(scale):
+    runs = [{"recipe": "a", "steps": 1, "x": x, "y": x} for x in (0.12, 0.2, 0.3 * scale)]
+    figure = dots(runs, ["x", "y"], base="a", log=["x", "y"])
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    low, high = axis.get_xlim()
+    boxes = [
+        label.get_window_extent()
+        for x, label in zip(axis.get_xticks(), axis.get_xticklabels())
+        if low <= x <= high
+    ]
+    assert len(boxes) >= 2
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:])), [b.bounds for b in boxes]
+
+
 def test_permutation_p_against_all_orders_by_hand():
     a, b = [1.0, 4.0, 2.5], [3.0, 5.0, 6.0, 1.5]
     gap = abs(sum(a) / 3 - sum(b) / 4)
