@@ -171,9 +171,17 @@ def _block_formula(translator, node) -> None:
     raise SkipNode
 
 
+def _level_headings(app, page, template, context, doctree) -> None:
+    "The theme calls the parts in its list of pages headings, and forgets to say of which level."
+    if tree := context.get("furo_navigation_tree"):
+        tree = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+        context["furo_navigation_tree"] = tree
+
+
 def setup(app) -> dict[str, bool]:
     "Sphinx calls this: the module it stands in is an extension that draws formulas as MathML."
     app.add_html_math_renderer("mathml", (_inline_formula, None), (_block_formula, None))
+    app.connect("html-page-context", _level_headings, priority=900)  # after the theme's own
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 # %% ../nbs/70_pages.ipynb #70p023
@@ -218,7 +226,8 @@ def card(page: Page, folder: Path) -> str:
     if picture:
         address = picture_file(picture, folder, f"cover-{page.name}")
         image = f'<img src="{address}" alt="" loading="lazy">'
-    words = [page.status, f"{page.minutes:.1f} min" if page.minutes else "", page.why]
+    status = page.status if page.status != "stored" else ""  # the front page says it once
+    words = [status, f"{page.minutes:.1f} min" if page.minutes else "", page.why]
     told = html.escape(" · ".join(word for word in words if word))
     rows = "".join(
         f"<tr><td>{html.escape(name.replace('_', ' '))}</td>"
@@ -232,7 +241,7 @@ def card(page: Page, folder: Path) -> str:
     title = html.escape(title_of(page.book))
     link = f'<a href="{page.name}.html">{title}</a>' if page.book["cells"] else title
     kind = page.status.replace(" ", "-")
-    text = f"<p><strong>{link}</strong><br><small>{page.name[:2]} {told}</small></p>"
+    text = f"<p><strong>{link}</strong><br><small>notebook {page.name[:2]} {told}</small></p>"
     return f'<div class="card {kind}"><div class="cover">{image}</div>{text}{folded}</div>'
 
 # %% ../nbs/70_pages.ipynb #70p025
@@ -267,6 +276,7 @@ img.picture { max-width: 100%; height: auto; background: #fff; }
 .formula { overflow-x: auto; text-align: center; margin: 1rem 0; }
 .eqno { float: right; }
 .cell_output pre { overflow-x: auto; }
+.highlight pre { background: var(--color-code-background); }
 """
 KEYBOARD = """
 addEventListener("load", () => document.querySelectorAll("pre, .formula, .table-wrapper").forEach(
