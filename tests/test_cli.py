@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,9 @@ import psutil
 import pytest
 import torch
 
-from vidcourse import cli, course
+import vidcourse
+from vidcourse import cli, course, training
+from vidcourse.course import weights_file
 from vidcourse.data import Clips
 from vidcourse.shapes import moving_shapes
 from vidcourse.sources import read
@@ -184,10 +187,29 @@ def test_sample_writes_every_kind_and_repeats(run, tmp_path):
     options = "--n 1 --length 5 --seed 3"
     for suffix in ("mp4", "gif", "apng", "png", "npz"):
         assert call(f"sample {run} --out {tmp_path}/clip.{suffix} {options}") == 0
-        assert read(tmp_path / f"clip.{suffix}").shape == (5, 16, 16, 3)
+        side = 16 if suffix == "npz" else 128  # pictures are for people
+        assert read(tmp_path / f"clip.{suffix}").shape == (5, side, side, 3)
     assert call(f"sample {run}/weights.safetensors --out {tmp_path}/again.npz {options}") == 0
     once, again = (np.load(tmp_path / f"{name}.npz")["frames"] for name in ("clip", "again"))
     assert (once == again).all()
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_scaled_picture_has_larger_pixels(run, tmp_path, scale):
+    line = f"sample {run} --n 1 --length 4 --out {tmp_path}/clip"
+    assert call(f"{line}.npz") == 0 and call(f"{line}.apng --scale {scale}") == 0
+    pixels = read(tmp_path / "clip.npz")
+    assert (read(tmp_path / "clip.apng") == pixels.repeat(scale, 1).repeat(scale, 2)).all()
+
+
+def test_a_scale_that_fits(tmp_path):
+    out, shape = Path("x.png"), (16, 16, 16, 16, 3)
+    assert cli.fitting_scale(out, shape) == 8
+    assert cli.fitting_scale(out, (4, 400, 16, 16, 3)) == 2  # 400 frames beside each other
+    assert cli.fitting_scale(out, (1, 1, 128, 128, 3)) == 1
+    assert cli.fitting_scale(out, (1, 10**6, 16, 16, 3)) == 1  # check_picture says the rest
+    with pytest.raises(ValueError, match="a smaller --scale"):
+        cli.check_picture(out, shape, 64)
 
 
 @pytest.mark.parametrize("fps", [0.5, 100])
@@ -252,7 +274,47 @@ def test_weights_that_are_none(tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_run_that_has_not_ended(tmp_path, capsys, monkeypatch):
+    out, log = tmp_path / "run", training.log
+
+    def stop_at_five(trainer, *rest):
+        if trainer.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        return log(trainer, *rest)
+
+    monkeypatch.setattr(training, "log", stop_at_five)
+    assert call(f"train mocogan {SMOKE} --out {out} --steps 9") == 130
+    assert call(f"sample {out} --out {tmp_path}/x.gif") == 0
+    assert f"{out} has not ended: weights of step 5 of 9" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert call(f"train mocogan {SMOKE} --out {out} --steps 9 --resume") == 0
+    assert call(f"sample {out} --out {tmp_path}/x.gif") == 0
+    assert "has not ended" not in capsys.readouterr().out
+
+
+def test_the_version_and_the_weights(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"vidcourse {vidcourse.__version__}\n"
+    assert call("weights") == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    shipped = sorted(
+        p.stem for p in Path(weights_file("mocogan_shapes_seed0")).parent.glob("*.s*")
+    )
+    assert [line.split()[0] for line in lines] == shipped and first.split()[:2] == [
+        "name",
+        "pixels",
+    ]
+
+
 # Training
+
+
+def test_train_leaves_curves_and_clips_on_the_way(tmp_path):
+    assert call(f"train mocogan {SMOKE} --out {tmp_path}/run --steps 30") == 0
+    steps = [int(path.stem) for path in sorted((tmp_path / "run" / "samples").iterdir())]
+    assert 9 <= len(steps) <= 12 and steps[-1] == 30, steps
+    state = json.loads((tmp_path / "run" / "state.json").read_text())
+    assert len(state["state"]["history"]) >= 20
 
 
 def test_train_says_what_it_computes_on(tmp_path, capsys, monkeypatch):

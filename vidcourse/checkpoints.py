@@ -20,6 +20,7 @@ import types
 import typing
 import uuid
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -244,7 +245,8 @@ class CheckpointStore:
 
     A checkpoint counts from the moment `state.json` names it, so at any moment the folder holds
     a whole one, the old or the new. `lock()` keeps other trainings out; `step` is that of the
-    checkpoint that this store has last written or read.
+    checkpoint that this store has last written or read. `on_save(step)`, if set, is called when
+    a checkpoint is there.
     """
 
     FORMAT = 2
@@ -253,6 +255,7 @@ class CheckpointStore:
         self.folder, self.step = Path(folder), None
         self.path = self.folder / "state.json"
         self.file_lock = FileLock(self.folder / ".lock", timeout=0)
+        self.on_save: Callable[[int], object] | None = None
 
     @contextmanager
     def lock(self):
@@ -284,6 +287,8 @@ class CheckpointStore:
                 for old in self.folder.glob(pattern):
                     if old.name != name:
                         old.unlink(missing_ok=True)
+            if self.on_save:
+                self.on_save(state.step)
 
     def load(self) -> tuple[dict[str, Tensor], RunState]:
         """Tensors and state of the checkpoint, whole and of the right types.

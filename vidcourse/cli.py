@@ -2,11 +2,13 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'app', 'USAGE', 'STOPPED', 'TERMINATED', 'DATA', 'PROFILE', 'REPEAT', 'SEED', 'RATE', 'SKIP', 'LEFTOVERS',
-           'BATCH', 'FOR_EACH', 'WIDEST', 'GB', 'WEIGHTS', 'PROFILES', 'options', 'complain', 'sigterm_as_ctrl_c',
-           'main', 'systems', 'find_system', 'configuration', 'find_weights', 'load_system', 'in_colour', 'load_clips',
-           'a_number', 'checkpoint_step', 'check_folder', 'farewell', 'command_line', 'computing', 'train', 'batches',
-           'write_archive', 'check_picture', 'check_room', 'sample', 'two_sides', 'find_classifier', 'frechet_scores',
-           'control_scores', 'evaluation', 'write_scores', 'evaluate', 'data_line', 'data', 'left_behind', 'run']
+           'BATCH', 'FOR_EACH', 'WIDEST', 'GB', 'WEIGHTS', 'PROFILES', 'tell_version', 'options', 'complain',
+           'sigterm_as_ctrl_c', 'main', 'systems', 'find_system', 'configuration', 'find_weights', 'load_system',
+           'in_colour', 'load_clips', 'a_number', 'checkpoint_step', 'check_folder', 'farewell', 'command_line',
+           'computing', 'watched', 'train', 'batches', 'write_archive', 'picture_width', 'fitting_scale', 'enlarged',
+           'check_picture', 'check_room', 'sample', 'two_sides', 'find_classifier', 'frechet_scores', 'control_scores',
+           'evaluation', 'write_scores', 'evaluate', 'data_line', 'data', 'weights_table', 'scores_line', 'weights',
+           'left_behind', 'run']
 
 # %% ../nbs/71_command_line.ipynb #71004
 import contextlib
@@ -43,17 +45,29 @@ A first round, in a minute or two:
 Each command tells more: vidcourse train --help. With --debug an error shows its traceback.
 """
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+def tell_version(wanted: bool) -> None:
+    "Print the version and end."
+    if wanted:
+        print(f"vidcourse {vidcourse.__version__}")
+        raise typer.Exit()
+
+
 @app.callback(help=ABOUT)
 def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=tell_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
 ) -> None:
     "What holds for every command; `--debug` is taken out in `main`."
@@ -155,8 +169,8 @@ def find_weights(what: str) -> Path:
         return path
     if Path(what).is_dir():
         raise FileNotFoundError(
-            f"{what} holds no weights.safetensors: it is not a run, or its training has not ended "
-            "(go on with: vidcourse train ... --resume)"
+            f"{what} holds no weights.safetensors: it is not a run, or its training has not come "
+            "to its first checkpoint"
         )
     return weights_file(what)
 
@@ -167,13 +181,16 @@ def load_system(what: str) -> Any:
     from vidcourse.course import choose_device
 
     path = find_weights(what)
-    name = load_weights(path)[1].get("system")
+    facts = load_weights(path)[1]
+    name = facts.get("system")
     if name not in systems():
         raise ValueError(
             f"{path} holds weights of {name!r}, which is no system for sampling; "
             f"those are: {', '.join(systems())}"
         )
     system = find_system(name).SYSTEM.load(path)
+    if facts.get("unfinished"):
+        print(f"{what} has not ended: weights of step {facts['steps']} of {facts['planned']}")
     for network in system.networks.values():
         network.to(choose_device())
     return system
@@ -301,6 +318,22 @@ def computing(config: Any) -> str:
     return f"on {device} in {FORMATS[precision]}"
 
 # %% ../nbs/71_command_line.ipynb #71trac
+def watched(module: Any, config: Any, steps: int) -> dict[str, Any]:
+    "Options of `train`: curves of at least 20 points, and clips of the same codes ten times."
+    import torch
+
+    shown = []  # steps of which clips were written
+
+    def look(trainer: Any) -> Any:
+        if shown and trainer.step < min(steps, shown[-1] + steps / 10):
+            return None
+        shown.append(trainer.step)
+        system = module.SYSTEM(config, trainer.averaged["generator"])
+        return system.sample(4, rng=torch.Generator().manual_seed(0)).clamp(-1, 1)
+
+    return dict(on_log=look, log_every=max(1, min(50, steps // 20)))
+
+
 @app.command()
 def train(
     system: Annotated[str, typer.Argument(help="The system to train, such as mocogan.")],
@@ -330,8 +363,9 @@ def train(
     \b
       vidcourse train mocogan --data my_videos/ --out runs/mine --steps 20000
 
-    Watch the losses with: tensorboard --logdir runs. Ctrl-C leaves a checkpoint;
-    the same line with --resume goes on.
+    Clips on the way are in the run's folder, under samples; losses and clips are shown by:
+    tensorboard --logdir runs. Ctrl-C leaves a checkpoint; the same line with --resume goes on,
+    and `vidcourse sample` draws from it.
     """
     options = dict(data=data, out=out, profile=profile, steps=steps, seed=seed)
     options |= dict(fps=fps, skip_broken=skip_broken, save_every=save_every)
@@ -347,6 +381,7 @@ def train(
         flush=True,
     )
     recipe = dict(out=out, steps=steps, seed=seed, resume=resume, save_every=save_every)
+    recipe |= watched(module, config, steps or config.steps)
     try:
         module.train(clips, config, **recipe)
     except KeyboardInterrupt as stop:
@@ -400,7 +435,26 @@ WIDEST = 16384  # pixels: what video formats and viewers take
 GB = 10**9
 
 
-def check_picture(out: Path, shape: tuple[int, ...]) -> None:
+def picture_width(out: Path, shape: tuple[int, ...], scale: int = 1) -> int:
+    "How many pixels wide a file of clips of `shape (n t h w 3)` will be."
+    n, length, size = shape[:3]
+    across = max(n, length) if out.suffix.lower() == ".png" else math.ceil(n**0.5)
+    return across * (size * scale + 2)
+
+
+def fitting_scale(out: Path, shape: tuple[int, ...]) -> int:
+    "The factor that brings clips to about 128 pixels; less where the file would be too wide."
+    scales = range(max(1, round(128 / shape[2])), 1, -1)
+    return next((s for s in scales if picture_width(out, shape, s) <= WIDEST), 1)
+
+
+def enlarged(shape: tuple[int, ...], scale: int) -> tuple[int, ...]:
+    "The shape `(n t h w 3)` of clips whose pixels have become squares of `scale` pixels."
+    n, length, height, width, channels = shape
+    return n, length, height * scale, width * scale, channels
+
+
+def check_picture(out: Path, shape: tuple[int, ...], scale: int = 1) -> None:
     "ValueError for an unknown suffix, or too wide a picture of clips of `shape (n t h w 3)`."
     from vidcourse.video import MOVING, STILL
 
@@ -408,13 +462,12 @@ def check_picture(out: Path, shape: tuple[int, ...]) -> None:
     if kind not in kinds:
         named = kind or "a file without suffix"
         raise ValueError(f"{out}: can't write {named!r}; use one of {', '.join(kinds)}")
-    n, length, size = shape[:3]
-    high_or_wide = max(n, length) if kind == ".png" else math.ceil(n**0.5)
-    wide = high_or_wide * (size + 2)
+    n, length = shape[:2]
+    wide = picture_width(out, shape, scale)
     if kind != ".npz" and wide > WIDEST:
         raise ValueError(
             f"{n} clips of {length} frames in one {kind} would be {wide:,} pixels wide, and "
-            f"{WIDEST:,} is the most; ask for fewer, or write .npz"
+            f"{WIDEST:,} is the most; ask for fewer, a smaller --scale, or write .npz"
         )
 
 # %% ../nbs/71_command_line.ipynb #71roo2
@@ -475,6 +528,15 @@ def sample(
             min=0.5, max=100, callback=a_number, help="Frames a second of moving files."
         ),
     ] = 8,
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Pixels a side that each pixel becomes, in pictures; default: such that a clip "
+            "is about 128 wide.",
+        ),
+    ] = None,
 ) -> None:
     """Draw clips from a trained system and write them to a file.
 
@@ -488,14 +550,17 @@ def sample(
     model = load_system(weights)
     size = model.config.size
     shape = (n, length or model.config.length, size, size, 3)
-    check_picture(out, shape)
-    check_room(out, shape)
+    scale = scale or fitting_scale(out, shape)
+    check_picture(out, shape, scale)
+    check_room(out, shape if out.suffix.lower() == ".npz" else enlarged(shape, scale))
     parts = batches(model, shape, seed, {} if category is None else {"category": category})
     if out.suffix.lower() == ".npz":
         write_archive(out, parts, shape)
     else:
-        write(out, np.concatenate(list(parts)), fps)
-    print(f"{n} clips of {shape[1]} frames, {size} x {size} px: {out}")
+        clips = np.concatenate(list(parts)).repeat(scale, 2).repeat(scale, 3)
+        write(out, clips, fps)
+    larger = f", shown {scale} times as large" if scale > 1 and out.suffix != ".npz" else ""
+    print(f"{n} clips of {shape[1]} frames, {size} x {size} px{larger}: {out}")
 
 # %% ../nbs/71_command_line.ipynb #71side
 def two_sides(clips: Any, config: Any, n: int) -> tuple[Any, Any]:
@@ -723,6 +788,45 @@ def data(
     print("shapes      drawn by the course, nothing to fetch")
     for known, file in DATA_SETS.items():
         print(data_line(known, file))
+
+# %% ../nbs/71_command_line.ipynb #71wts
+def weights_table() -> list[dict[str, Any]]:
+    "What is known of the weights that come along: name, system, size, data, steps, megabytes."
+    from vidcourse.checkpoints import load_header
+
+    found = []
+    for path in sorted((Path(vidcourse.__file__).parent / "weights").glob("*.safetensors")):
+        facts = load_header(path)[1]
+        settings = facts.get("config") or {}
+        found.append(
+            {
+                "name": path.stem,
+                "pixels": settings.get("size", "") or path.stem[-2:],
+                "steps": f"{facts['steps']:,}" if "steps" in facts else "",
+                "MB": f"{path.stat().st_size / 1e6:.1f}",
+                "what it reached": scores_line(facts),
+            }
+        )
+    return found
+
+
+def scores_line(facts: dict[str, Any]) -> str:
+    "The scores that stand in a file, in a few words."
+    if "held_out_accuracy" in facts:
+        return f"right on {facts['held_out_accuracy']:.0%} of held-out clips"
+    reached = facts.get("reached", {})
+    if "distance" not in reached or "baseline" not in reached:
+        return ""
+    return f"energy distance {reached['distance']:.2f}; mean clip {reached['baseline']:.2f}"
+
+
+@app.command()
+def weights() -> None:
+    """List the weights that come along, to give to `sample` and `evaluate` by name."""
+    rows = weights_table()
+    wide = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in [{key: key for key in wide}, *rows]:
+        print("  ".join(str(row[key]).ljust(wide[key]) for key in wide).rstrip())
 
 # %% ../nbs/71_command_line.ipynb #71left
 def left_behind(out: Path, began: float) -> str:

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['OLD_NAMES', 'LIMITS', 'Sampler', 'crossed', 'count', 'check_shapes', 'check_limits', 'sketching', 'trusted', 'System',
            'seeded', 'adam', 'trainer_for', 'check_size', 'small', 'energy_distance', 'real_vectors', 'Watch',
-           'in_words', 'begin_with', 'train_system']
+           'in_words', 'begin_with', 'keep_weights', 'train_system']
 
 # %% ../nbs/04_systems.ipynb #04005
 "What training leaves of a system: a generator that samples, saves, loads; and how it is made."
@@ -371,6 +371,14 @@ def begin_with(trainer: Trainer, start: System) -> None:
             ) from None
 
 # %% ../nbs/04_systems.ipynb #04022a
+def keep_weights(kind: type[System], config, trainer: Trainer, steps: int) -> None:
+    "Leave weights beside a checkpoint, so that a run can be looked at before its end."
+    if trainer.step < steps:
+        facts = dict(steps=trainer.step, planned=steps, unfinished=True, seed=trainer.seed)
+        system = kind(config, trainer.averaged["generator"], facts)
+        system.save(trainer.out / "weights.safetensors")
+
+
 def train_system(
     kind: type[System],
     config,
@@ -387,7 +395,8 @@ def train_system(
 ) -> System:
     """Run `trainer` to `steps`; the system with the averaged generator, and facts about the run.
 
-    With an output folder, `weights.safetensors` is left there. `trainer.averaged["generator"]`
+    With an output folder, `weights.safetensors` is left there, until the end those of the last
+    checkpoint. `trainer.averaged["generator"]`
     must exist. With `clips` (real ones: `Clips`, or a tensor) the run is watched, and
     `facts["reached"]` holds what it reached against a trivial baseline, with what `score` adds.
     `start` is a trained system whose generator to begin with. Errors as `Trainer.fit`.
@@ -396,6 +405,8 @@ def train_system(
     if start is not None:
         begin_with(trainer, start)
     watch = None if clips is None else Watch(kind, config, clips)
+    if trainer.store:
+        trainer.store.on_save = lambda step: keep_weights(kind, config, trainer, steps)
     with trainer.store.lock() if trainer.store and main else nullcontext():
         trainer.fit(step, steps, resume=resume, on_log=on_log, progress=progress, watch=watch)
         facts = dict(
