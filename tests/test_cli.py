@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import vidcourse
-from vidcourse import cli, course, training
+from vidcourse import cli, course, perceptual, training
 from vidcourse.course import weights_file
 from vidcourse.data import Clips
 from vidcourse.shapes import moving_shapes
@@ -508,6 +508,18 @@ def test_few_long_clips_give_many_windows_and_one_is_cut_in_two():
 def test_too_few_frames_to_compare(lengths, says):
     with pytest.raises(ValueError, match=says):
         cli.two_sides(clips_of(lengths), CONFIG, 8)
+
+
+def test_evaluate_reads_characters(real_data, tmp_path, monkeypatch, capsys):
+    real_data("lpc_sprites64.npz")
+    trained = []
+    monkeypatch.setattr(perceptual, "train_classifier", lambda *a, **k: trained.append(1))
+    line = f"evaluate mocogan_characters_seed0 --data sprites --n 18 --out {tmp_path}/x.json"
+    assert call(line) == 0 and not trained
+    scores = json.loads((tmp_path / "x.json").read_text())["scores"]
+    assert scores["action"] > 0.9 and scores["action, real"] > 0.9
+    assert 0.7 < scores["garments constant"] < 1 and "body constant, real" in scores
+    assert re.search(r"drawing clips and measuring \.\.\. \d+ s", capsys.readouterr().err)
 
 
 def test_evaluate(run, capsys):

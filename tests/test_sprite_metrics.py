@@ -247,10 +247,10 @@ def test_scores_of_a_reading():
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_the_shipped_readers_read_people_they_never_saw(real_data, size):
+def test_the_shipped_reader_reads_people_they_never_saw(real_data, size):
     art, (_, test) = load_art(real_data(FILE)), split_characters()
     taught = sm.lessons(60, size, test, seed=11, art=art)
-    reading = sm.read(sm.reader_for(size), to_float(taught.frames))
+    reading = sm.read(sm.shipped_reader(), to_float(taught.frames))
     told = deeds(reading.poses)
     assert (told.action == torch.from_numpy(taught.actions)).float().mean() >= 0.95
     right = sm.as_wanted(reading.garments, torch.from_numpy(taught.garments)).mean(0)

@@ -6,9 +6,9 @@ __all__ = ['ABOUT', 'app', 'USAGE', 'STOPPED', 'TERMINATED', 'DATA', 'PROFILE', 
            'sigterm_as_ctrl_c', 'main', 'systems', 'find_system', 'configuration', 'find_weights', 'load_system',
            'in_colour', 'load_clips', 'a_number', 'checkpoint_step', 'check_folder', 'farewell', 'command_line',
            'computing', 'watched', 'train', 'batches', 'write_archive', 'picture_width', 'fitting_scale', 'enlarged',
-           'check_picture', 'check_room', 'sample', 'two_sides', 'find_classifier', 'frechet_scores', 'control_scores',
-           'evaluation', 'write_scores', 'evaluate', 'data_line', 'data', 'weights_table', 'scores_line', 'weights',
-           'left_behind', 'run']
+           'check_picture', 'check_room', 'sample', 'two_sides', 'doing', 'find_classifier', 'frechet_scores',
+           'control_scores', 'evaluation', 'character_scores', 'write_scores', 'evaluate', 'data_line', 'data',
+           'weights_table', 'scores_line', 'weights', 'left_behind', 'run']
 
 # %% ../nbs/71_command_line.ipynb #71004
 import contextlib
@@ -597,6 +597,17 @@ def two_sides(clips: Any, config: Any, n: int) -> tuple[Any, Any]:
     return sides[0][spread[0]], sides[1][spread[1]]
 
 # %% ../nbs/71_command_line.ipynb #71036
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    "Say on stderr what is being done, and then how long it took."
+    from vidcourse.checkpoints import duration
+
+    began = time.perf_counter()
+    print(f"{what} ...", end=" ", file=sys.stderr, flush=True)
+    yield
+    print(duration(time.perf_counter() - began), file=sys.stderr)
+
+
 def find_classifier(data: str, clips: Any, config: Any, weights: str | None) -> tuple[Any, str]:
     """The classifier for these clips, and where it comes from.
 
@@ -614,9 +625,10 @@ def find_classifier(data: str, clips: Any, config: Any, weights: str | None) -> 
     if clips.labels is None:
         return None, "none: the clips have no labels"
     step = getattr(config, "frame_step", 1)
-    trained, _ = train_classifier(
-        clips, size=config.size, length=config.length, step=step, device=device
-    )
+    with doing("training a classifier on these clips"):
+        trained, _ = train_classifier(
+            clips, size=config.size, length=config.length, step=step, device=device
+        )
     return trained, "trained now on these clips"
 
 # %% ../nbs/71_command_line.ipynb #71038
@@ -690,6 +702,14 @@ def evaluation(
     return {name: round(float(value), 4) for name, value in scores.items()}
 
 # %% ../nbs/71_command_line.ipynb #71040
+def character_scores(model: Any, clips: Any, n: int, seed: int) -> dict[str, float]:
+    "What the reader of characters sees in clips of a system, and in real ones."
+    from vidcourse.sprite_metrics import sprite_scores
+
+    scores = sprite_scores(model, clips, n=n, seed=seed)
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
 def write_scores(out: Path, **facts: Any) -> None:
     "Write what an evaluation found as JSON; the file appears whole or not at all."
     from vidcourse.video import atomic
@@ -735,9 +755,15 @@ def evaluate(
     model = load_system(weights)
     files = dict(fps=fps, skip_broken=skip_broken)
     clips = load_clips(data, model.config, n=max(2 * n, 64), seed=seed + 1000, **files)
-    network, origin = find_classifier(data, clips, model.config, classifier)
+    if data == "sprites" and classifier is None:
+        network, origin = None, "the reader of characters that comes along"
+    else:
+        network, origin = find_classifier(data, clips, model.config, classifier)
     inception = load_i3d(i3d).to(choose_device()) if i3d else None
-    scores = evaluation(model, clips, network, inception, data == "shapes", n, seed)
+    with doing("drawing clips and measuring"):
+        scores = evaluation(model, clips, network, inception, data == "shapes", n, seed)
+        if network is None and data == "sprites":
+            scores |= character_scores(model, clips, n, seed)
     print(f"classifier: {origin}")
     for name, value in scores.items():
         print(f"{name:<48}{value:>10.4g}")

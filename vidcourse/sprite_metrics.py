@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['CYCLE', 'POSES', 'SPEEDS', 'TWINS', 'Lessons', 'lessons', 'layer', 'Finder', 'closeup', 'CharacterReader',
            'disturbed', 'reading_loss', 'as_frames', 'train_reader', 'Reading', 'read', 'courses', 'Deeds', 'deeds',
-           'constancy', 'as_wanted', 'position_error', 'cell_scores', 'save_reader', 'load_reader', 'reader_for',
+           'constancy', 'as_wanted', 'position_error', 'cell_scores', 'save_reader', 'load_reader', 'shipped_reader',
            'with_character', 'read_scores', 'sprite_scores']
 
 # %% ../nbs/07_character_metrics.ipynb #07c04
@@ -365,7 +365,7 @@ def save_reader(path: str | Path, reader: CharacterReader, **facts: Any) -> None
 
 
 def load_reader(what: str | Path) -> tuple[CharacterReader, dict]:
-    """A reader in eval mode and its facts: from a file, or `classifier_characters32` and `...64`.
+    """A reader in eval mode and its facts: from a file, or `classifier_characters32`.
 
     ValueError for weights of something else.
     """
@@ -383,9 +383,9 @@ def load_reader(what: str | Path) -> tuple[CharacterReader, dict]:
     return reader.eval(), facts
 
 
-def reader_for(size: int) -> CharacterReader:
-    "The shipped reader for clips of this size: that of 32 pixels up to 40, else that of 64."
-    return load_reader(f"classifier_characters{32 if size <= 40 else 64}")[0]
+def shipped_reader() -> CharacterReader:
+    "The reader that comes along. It looks at 32 pixels; `read` brings clips of any size there."
+    return load_reader("classifier_characters32")[0]
 
 # %% ../nbs/07_character_metrics.ipynb #07c20
 def with_character(masks: Float[Tensor, "n t h w"]) -> Bool[Tensor, "n t"]:
@@ -419,7 +419,7 @@ def sprite_scores(
             'use vidcourse.data.load("sprites", ...)'
         )
     config, rng = system.config, torch.Generator().manual_seed(seed)
-    reader = reader or reader_for(config.size)
+    reader = reader or shipped_reader()
     wanted = torch.arange(n) % len(ACTIONS)
     asked = getattr(config, "categories", 0) == len(ACTIONS)
     conditions = dict(category=wanted) if asked else {}
