@@ -307,9 +307,12 @@ def ssim(
             "clips and truth must have one shape, "
             f"got {tuple(clips.shape)} and {tuple(truth.shape)}"
         )
-    a, b = ((c.float().transpose(1, 2).flatten(0, 1) + 1) / 2 for c in (clips, truth))
-    score = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
-    return score.view(len(clips), -1).mean(1)
+    scores = []
+    for some in zip(clips.split(16), truth.split(16)):  # it keeps many maps of each frame
+        a, b = ((c.float().transpose(1, 2).flatten(0, 1) + 1) / 2 for c in some)
+        score = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+        scores.append(score.view(len(some[0]), -1).mean(1))
+    return torch.cat(scores)
 
 # %% ../nbs/02_metrics.ipynb #02052
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
