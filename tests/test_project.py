@@ -279,4 +279,9 @@ def test_links_of_readme_and_contributing_lead_somewhere():
 def test_index_names_every_notebook():
     text = authoring.readme()
     numbered = [path.name for path in BOOKS if path.stem != "index"]
-    assert [name for name in numbered if f"nbs/{name}" not in text] == []
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    told = {name: sum(f"](nbs/{name})" in row for row in rows) for name in numbered}
+    contents = [row for row in rows if row.count("](nbs/") == 1]
+    assert {n: k for n, k in told.items() if k == 0} == {}, "not in the contents"
+    twice = [n for n in numbered if sum(f"](nbs/{n}) |" in row for row in contents) != 1]
+    assert twice == [], "more than once, or never, in the contents"

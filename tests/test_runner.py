@@ -274,6 +274,18 @@ def test_nothing_of_an_earlier_run_is_shown_as_this_one(write, run, tmp_path):
     assert not (tmp_path / "out" / "02_b.ipynb").exists()
 
 
+def test_a_whole_name_means_that_notebook_alone(write):
+    folder = write("01_a", "print(1)")
+    write("01_a_more", "print(1)")
+
+    def found(*names):
+        return [path.stem for path in runner.find_notebooks(names, folder)]
+
+    assert found("01_a") == ["01_a"] and found("01_a.ipynb") == ["01_a"]
+    assert found("01") == found("01_a", "01_a_more") == ["01_a", "01_a_more"]
+    assert found("01_a_") == ["01_a_more"]
+
+
 def test_the_folder_of_the_notebooks_is_no_folder_for_pages(write):
     folder = write("01_a", "print(1)")
     for make in (runner.run_course, runner.stored_course):

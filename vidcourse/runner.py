@@ -47,7 +47,7 @@ def course_folder(name: str = "nbs") -> Path:
 
 # %% ../nbs/70_running_the_course.ipynb #70009
 def find_notebooks(names: Iterable[str] = (), folder: str | Path | None = None) -> list[Path]:
-    """Notebooks in reading order: all, or those whose names begin with one of `names` (`12`, `1`).
+    """Notebooks in reading order: all, or those whose names are, or else begin with, one of `names` (`12`, `1`).
 
     FileNotFoundError for a folder without notebooks, ValueError for a name that fits none.
     """
@@ -59,7 +59,8 @@ def find_notebooks(names: Iterable[str] = (), folder: str | Path | None = None) 
         )
     for name in names:
         start = Path(name).name.removesuffix(".ipynb")
-        found = {path for path in every if path.stem.startswith(start)}
+        found = {path for path in every if path.stem == start}
+        found = found or {path for path in every if path.stem.startswith(start)}
         if not found:
             known = ", ".join(path.stem for path in every)
             raise ValueError(f"no notebook begins with {name!r}; there are: {known}")
