@@ -47,7 +47,7 @@ def course_folder(name: str = "nbs") -> Path:
 
 # %% ../nbs/70_running_the_course.ipynb #70009
 def find_notebooks(names: Iterable[str] = (), folder: str | Path | None = None) -> list[Path]:
-    """Notebooks in reading order: all, or those whose names are, or else begin with, one of `names` (`12`, `1`).
+    """Notebooks in reading order: all, or those that `names` name, whole or by beginning (`12`).
 
     FileNotFoundError for a folder without notebooks, ValueError for a name that fits none.
     """
