@@ -5,6 +5,7 @@ import base64
 import configparser
 import filecmp
 import getpass
+import importlib.metadata
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -285,3 +287,44 @@ def test_index_names_every_notebook():
     assert {n: k for n, k in told.items() if k == 0} == {}, "not in the contents"
     twice = [n for n in numbered if sum(f"](nbs/{n}) |" in row for row in contents) != 1]
     assert twice == [], "more than once, or never, in the contents"
+
+
+# Colab ----------------------------------------------------------------------------------------
+
+
+def colab_cell(path: Path) -> str:
+    "The cell that installs the package in Colab, without what stands before its imports."
+    cells = ("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+    first = next(text for text in cells if "google.colab" in text)
+    return first[first.index("import sys") :]
+
+
+def test_every_notebook_installs_in_the_same_way():
+    cells = {colab_cell(path) for path in BOOKS if path.stem != "index"}
+    assert len(cells) == 1, cells
+
+
+@pytest.mark.parametrize("codes, calls", [([0], 1), ([1, 0], 2), ([1, 1], 2)])
+def test_colab_gets_the_package_and_keeps_its_torch(monkeypatch, codes, calls):
+    done = []
+
+    def run(words):
+        done.append(words)
+        return types.SimpleNamespace(returncode=codes[len(done) - 1])
+
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(subprocess, "run", run)
+    cell = compile(colab_cell(BOOKS[0]), "cell", "exec")
+    if any(code == 0 for code in codes):
+        exec(cell, {})
+    else:
+        with pytest.raises(SystemExit, match="could not be installed"):
+            exec(cell, {})
+    assert len(done) == calls
+    torch = importlib.metadata.version("torch")
+    assert all(f"torch=={torch}" in words for words in done), "torch is never replaced"
+
+
+def test_the_citation_has_the_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {vidcourse.__version__}\n" in text
