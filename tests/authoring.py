@@ -280,19 +280,19 @@ def picture_characters() -> None:
     save_moving("navs_characters", np.concatenate([data.frames[asked], made]), len(asked))
 
 
-def picture_v3gan() -> None:
+def picture_v3gan(name: str) -> None:
     "Background, foreground, mask and composite of four clips, side by side."
     import torch
 
     from vidcourse import v3gan
     from vidcourse.video import to_uint8
 
-    model = v3gan.load_pretrained("shapes", 0)
+    model = v3gan.load_pretrained(name, 0)
     layers = model.sample_layers(4, rng=torch.Generator().manual_seed(2))
     still = layers.background.expand_as(layers.foreground)
     grey = (2 * layers.mask - 1).expand_as(layers.foreground)
     panes = torch.stack([still, layers.foreground, grey, layers.video], dim=1)
-    save_moving("v3gan_shapes", to_uint8(panes.flatten(0, 1).clamp(-1, 1)), 8)
+    save_moving(f"v3gan_{name}", to_uint8(panes.flatten(0, 1).clamp(-1, 1)), 8)
 
 
 def picture_navs() -> None:
@@ -326,7 +326,7 @@ def pictures() -> None:
     picture_mocogan("weizmann64", 1)
     picture_mocogan("characters", 1)
     picture_characters()
-    picture_v3gan()
+    picture_v3gan("shapes")
     picture_navs()
     for path in sorted((NBS / "images").glob("*.png")):
         print(path.relative_to(ROOT), path.stat().st_size // 1024, "kB")
