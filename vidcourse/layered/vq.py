@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['JOINS', 'nearest', 'straight_through', 'perplexity', 'badly_served', 'Quantised', 'Quantiser', 'share_first',
            'share_sum', 'Sizes', 'shrinkage', 'normalise', 'Block', 'Attention', 'Downsample', 'Upsample', 'level',
-           'middle', 'encoder', 'decoder', 'Made', 'FrameGenerator', 'patch_discriminator']
+           'middle', 'finish', 'encoder', 'decoder', 'start_evenly', 'Made', 'FrameGenerator', 'patch_discriminator']
 
 # %% ../../nbs/41_quantised_frames.ipynb #41005
 """Frames out of a codebook: vector quantisation, and the generator of the next frame (Huang et al.
@@ -146,8 +146,9 @@ class Sizes:
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # a level each; each next has half the side
     blocks: int = 2  # a level of the encoder; the decoder has one more
     attention: tuple[int, ...] = (4,)  # levels that look everywhere; 0 is the full size
-    groups: int = 32  # of a normalisation; fewer where the channels don't divide by it
-    last_norm: bool = True  # normalise before the decoder's last convolution
+    groups: int = 32  # of a normalisation, fewer where channels don't divide by it; 0: none
+    last_norm: bool = True  # normalise before the last convolution of encoder and decoder
+    even_start: bool = False  # first weights by `start_evenly`; False: torch's, as released
     code_width: int = 256  # numbers of a code
     codes: int = 1024  # in the codebook
     discriminator_width: int = 64  # channels after the discriminator's first step
@@ -159,8 +160,10 @@ def shrinkage(sizes: Sizes) -> int:
     return 2 ** (len(sizes.multipliers) - 1)
 
 # %% ../../nbs/41_quantised_frames.ipynb #41013
-def normalise(channels: int, groups: int) -> nn.GroupNorm:
-    "Group normalisation, in fewer groups where the channels don't divide by so many."
+def normalise(channels: int, groups: int) -> nn.Module:
+    "Group normalisation, in fewer groups where the channels don't divide by so many; 0: nothing."
+    if groups == 0:
+        return nn.Identity()
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps=1e-6)
 
 
@@ -241,6 +244,16 @@ def middle(channels: int, groups: int) -> list[nn.Module]:
     ]
 
 
+def finish(sizes: Sizes, before: int, after: int) -> list[nn.Module]:
+    "The last layers of encoder and decoder: normalise, swish, convolve."
+    groups = sizes.groups if sizes.last_norm else 0
+    return [
+        normalise(before, groups),
+        nn.SiLU(),
+        nn.Conv2d(before, after, 3, padding=1),
+    ]
+
+
 def encoder(sizes: Sizes) -> nn.Sequential:
     "Pictures (b 3 h w) to maps of vectors (b code_width h' w'); h' is h / `shrinkage(sizes)`."
     widths = [sizes.width * m for m in sizes.multipliers]
@@ -251,8 +264,8 @@ def encoder(sizes: Sizes) -> nn.Sequential:
             layers.append(Downsample(after))
         before = after
     layers += middle(before, sizes.groups)
-    layers += [normalise(before, sizes.groups), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Conv2d(before, sizes.code_width, 3, padding=1))
+    layers += finish(sizes, before, sizes.code_width)
+    return nn.Sequential(*layers)
 
 # %% ../../nbs/41_quantised_frames.ipynb #41017
 def decoder(sizes: Sizes) -> nn.Sequential:
@@ -266,11 +279,26 @@ def decoder(sizes: Sizes) -> nn.Sequential:
         if k > 0:
             layers.append(Upsample(widths[k]))
         before = widths[k]
-    if sizes.last_norm:
-        layers.append(normalise(before, sizes.groups))
-    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(before, 3, 3, padding=1))
+    layers += finish(sizes, before, 3)
+    return nn.Sequential(*layers)
 
 # %% ../../nbs/41_quantised_frames.ipynb #41018
+def start_evenly(network: nn.Module) -> None:
+    """First weights that neither shrink nor grow what passes (He et al. 2015), in place.
+
+    Biases begin at 0, and every block as the identity.
+    """
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
+            nn.init.zeros_(part.bias)
+    for part in network.modules():
+        if isinstance(part, Block):
+            nn.init.zeros_(part.body[-1].weight)
+        if isinstance(part, Attention):
+            nn.init.zeros_(part.tell.weight)
+
+# %% ../../nbs/41_quantised_frames.ipynb #41019
 class Made(NamedTuple):
     "A frame made of codes, and which codes."
 
@@ -295,6 +323,8 @@ class FrameGenerator(nn.Module):
         self.before = nn.Conv2d(sizes.code_width, sizes.code_width, 1)
         self.after = nn.Conv2d(sizes.code_width, sizes.code_width, 1)
         self.quantiser = Quantiser(sizes.codes, sizes.code_width, **options)
+        if sizes.even_start:
+            start_evenly(self)
 
     def encode(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d y x"]:
         "Vectors that aren't quantised yet. ValueError unless both sides divide by `shrinkage`."
@@ -321,7 +351,7 @@ class FrameGenerator(nn.Module):
         frames = self.decode(foreground + background)
         return Made(frames, 2 * made.loss, *made.indices.chunk(2))  # a mean over two layers
 
-# %% ../../nbs/41_quantised_frames.ipynb #41019
+# %% ../../nbs/41_quantised_frames.ipynb #41020
 def patch_discriminator(sizes: Sizes) -> nn.Sequential:
     """Frames (b 3 h w) to a map of logits (b 1 y x), each the opinion of one patch (PatchGAN).
 
