@@ -68,6 +68,7 @@ class Config(Sizes, MaskRecipe):
     steps: int = 30_000
     rate: float = 3.6e-5
     betas: tuple[float, float] = (0.5, 0.9)
+    clip: float = 0.0  # most that a gradient's norm may be; 0: no limit
     ema: float = 0.0  # share of the old mean that the averaged generator keeps; 0: no average
     decay: bool = False  # the rate falls towards the end of each phase
     precision: str = "auto"
@@ -116,6 +117,8 @@ LARGE = dict(
     blocks=1,
     codes=512,
     code_width=64,
+    rate=4e-4,
+    clip=1.0,
     adversarial=0.1,
     adversarial_start=0.7,
     discriminator_stages=2,
@@ -124,7 +127,7 @@ TINY = dict(size=16, mask_channels=4, width=8, multipliers=(1, 2), blocks=1, cod
 TINY |= dict(discriminator_width=8, discriminator_stages=1)
 CONFIGS: dict[str, Config] = {
     "paper": Config(precision="no"),
-    "showcase": Config(**(OURS | LARGE), batch=32, steps=20_000, ratio_every=1500),
+    "showcase": Config(**OURS | LARGE, batch=32, steps=20_000, ratio_every=1500),
     "gpu": Config(**(OURS | SMALL), batch=16, steps=6_000, ratio_every=400),
     "laptop": Config(**(OURS | SMALL), steps=1_600, ratio_every=150),
     "smoke": Config(**(OURS | TINY), batch=4, steps=6, ratio_every=1),
@@ -417,6 +420,7 @@ def make_trainer(config: Config, *, seed: int = 0, **options) -> Trainer:
         seed=seed,
         precision=config.precision,
         ema={"generator": config.ema},
+        clip_grad=config.clip or None,
         schedule=twice_falling(config.phase_one) if config.decay else None,
         **options,
     )
