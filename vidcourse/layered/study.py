@@ -86,7 +86,7 @@ def psnr_where(
 ) -> Float[Tensor, ""]:
     "PSNR in dB over the chosen pixels of all frames together."
     error = ((made - true).square().mean(1, keepdim=True) * where).sum() / where.sum()
-    return 10 * torch.log10(4 / error)
+    return 10 * torch.log10(4 / error.clamp(min=1e-7))  # equal frames: 76 dB
 
 # %% ../../nbs/43_layered_measured.ipynb #43m014
 def commands(data: SteeredData, steps: int = 1) -> Float[Tensor, "n steps 2"]:
