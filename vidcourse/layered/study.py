@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'RECIPES', 'vivid', 'place_of', 'add_mdr', 'inpainted', 'by_hand', 'psnr_where', 'commands', 'frame_at',
-           'mask_at', 'one_step', 'frame_scores', 'path_scores', 'measure', 'study']
+           'mask_at', 'one_step', 'frame_scores', 'path_scores', 'measure', 'study', 'best_match']
 
 # %% ../../nbs/43_layered_measured.ipynb #43m005
 "Layered control against the truth: where objects end up, what frames look like, ablations."
@@ -24,7 +24,7 @@ from ..study import collect
 from ..systems import train_system
 from ..video import to_float
 
-# %% ../../nbs/43_layered_measured.ipynb #43m007
+# %% ../../nbs/43_layered_measured.ipynb #43m008
 def vivid(frames: Float[Tensor, "n 3 h w"], least: float = 0.7) -> Float[Tensor, "n 1 h w"]:
     "Pixels in which the strongest and the weakest colour differ by more than `least` (of 2)."
     colourful = frames.amax(1, keepdim=True) - frames.amin(1, keepdim=True)
@@ -41,7 +41,7 @@ def place_of(
     found = found * crowd
     return centre_of(found), found.sum((1, 2, 3))
 
-# %% ../../nbs/43_layered_measured.ipynb #43m009
+# %% ../../nbs/43_layered_measured.ipynb #43m010
 LEAST = 1 / 3  # share of its pixels under which an object counts as missed
 
 
@@ -54,7 +54,7 @@ def add_mdr(
     missed = area < LEAST * whole
     return (at - wanted).norm(dim=1).masked_fill(missed, torch.nan), missed
 
-# %% ../../nbs/43_layered_measured.ipynb #43m011
+# %% ../../nbs/43_layered_measured.ipynb #43m012
 def inpainted(
     frame: Float[Tensor, "n 3 h w"], hole: Float[Tensor, "n 1 h w"]
 ) -> Float[Tensor, "n 3 h w"]:
@@ -78,7 +78,7 @@ def by_hand(
     moved = shifted(torch.cat([frame * mask, mask], 1), shift)
     return moved[:, :3] + (1 - moved[:, 3:]) * inpainted(frame, grown)
 
-# %% ../../nbs/43_layered_measured.ipynb #43m012
+# %% ../../nbs/43_layered_measured.ipynb #43m013
 def psnr_where(
     made: Float[Tensor, "n 3 h w"],
     true: Float[Tensor, "n 3 h w"],
@@ -88,7 +88,7 @@ def psnr_where(
     error = ((made - true).square().mean(1, keepdim=True) * where).sum() / where.sum()
     return 10 * torch.log10(4 / error.clamp(min=1e-7))  # equal frames: 76 dB
 
-# %% ../../nbs/43_layered_measured.ipynb #43m014
+# %% ../../nbs/43_layered_measured.ipynb #43m015
 def commands(data: SteeredData, steps: int = 1) -> Float[Tensor, "n steps 2"]:
     "The shifts that scenes were drawn with, in pixels, of the first `steps` steps."
     return torch.as_tensor(data.shifts[:, :steps]).float()
@@ -139,7 +139,7 @@ def frame_scores(
     }
     return {name: round(float(value), 4) for name, value in scores.items()}
 
-# %% ../../nbs/43_layered_measured.ipynb #43m016
+# %% ../../nbs/43_layered_measured.ipynb #43m017
 def path_scores(
     system: Layered, data: SteeredData, steps: int = 16, carried: bool = True
 ) -> dict[str, float]:
@@ -162,7 +162,7 @@ def measure(system: Layered, data: SteeredData, steps: int = 16) -> dict[str, fl
         found |= {f"{way}: {k}": v for k, v in scores.items()}
     return found
 
-# %% ../../nbs/43_layered_measured.ipynb #43m018
+# %% ../../nbs/43_layered_measured.ipynb #43m019
 RECIPES: dict[str, dict] = {
     "all of it": {},
     "no sparsity": dict(without=("sparsity",)),
@@ -206,3 +206,26 @@ def study(
         }
 
     return collect(run, recipes, steps=steps, seeds=seeds, results=results)
+
+# %% ../../nbs/43_layered_measured.ipynb #43m037
+def best_match(
+    made: Float[Tensor, "n 3 h w"],
+    true: Float[Tensor, "n 3 h w"],
+    mask: Float[Tensor, "n 1 h w"],
+    reach: int = 8,
+) -> Float[Tensor, "n 2"]:
+    """How far from its true place each figure is in made frames, whole pixels, x right, y down.
+
+    The shift, of all up to `reach` per axis, under which the true figure fits best.
+    """
+    pads = (reach,) * 4
+    frames = F.pad(made, pads, mode="replicate")
+    height, width = made.shape[2:]
+    errors, shifts = [], []
+    for y in range(2 * reach + 1):
+        for x in range(2 * reach + 1):
+            there = frames[:, :, y : y + height, x : x + width]
+            off = ((there - true).abs().mean(1, keepdim=True) * mask).sum((1, 2, 3))
+            errors.append(off)
+            shifts.append((x - reach, y - reach))
+    return made.new_tensor(shifts)[torch.stack(errors).argmin(0)]
