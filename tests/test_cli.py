@@ -90,7 +90,7 @@ def test_module_is_the_command(tmp_path):
 
 ERRORS = """
 tain mocogan                                                       | 2 | tain
-train mocogam --data shapes --out X                                | 2 | choose one of: mocogan
+train mocogam --data shapes --out X                                | 2 | mocogan, navs
 train mocogan --data shapes                                        | 2 | --out
 train mocogan --data shapes --out X --profile huge                 | 2 | smoke
 train mocogan --data shapes --out X --profile smoke --steps 0      | 2 | --steps

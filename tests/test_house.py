@@ -29,7 +29,7 @@ FLOORS = (
     {"decoder", "readers", "sources", "files", "pixel_art", "sprites", "sprite_metrics"}
     | {"checkpoints", "updates", "training", "perceptual"},
     # clips; what training leaves; losses that games share; records of runs
-    {"data", "steered", "systems", "adversarial", "study"},
+    {"data", "steered", "steered_characters", "systems", "adversarial", "study"},
     set(SYSTEMS),
     # the doors
     {"cli", "runner", "pages"},

@@ -21,7 +21,7 @@ from vidcourse import cli
 from vidcourse.data import load
 from vidcourse.perceptual import save_classifier, train_classifier
 
-SYSTEMS = ["mocogan", "v3gan", "navs"]
+SYSTEMS = ["mocogan", "v3gan", "navs", "layered"]
 
 here = pytest.mark.skipif(not pretend.available(), reason="torch has no devices in Python")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -279,7 +279,23 @@ def navs_results(system, rng) -> dict:
     }
 
 
-RESULTS = {"mocogan": mocogan_results, "v3gan": v3gan_results, "navs": navs_results}
+def layered_results(system, rng) -> dict:
+    codes = system.networks["generator"].draw(3, rng=rng)
+    turned = torch.tensor([[[[0.9, -0.1, 1.0], [0.1, 0.9, 0.0]]]]).expand(3, 2, 2, 3)
+    return {
+        "masks": system.masks(codes.first),
+        "led": system.rollout(codes.first, codes.controls),
+        "released": system.rollout(codes.first, codes.controls, carried=False),
+        "turned": system.rollout(codes.first, turned),
+    }
+
+
+RESULTS = {
+    "mocogan": mocogan_results,
+    "v3gan": v3gan_results,
+    "navs": navs_results,
+    "layered": layered_results,
+}
 
 
 @pytest.fixture(scope="module")

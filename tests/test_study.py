@@ -191,7 +191,7 @@ def test_dots_has_a_panel_for_each_column_and_a_dot_for_each_run():
     assert axis.get_xscale() == "log"
 
 
-@pytest.mark.parametrize("system", ["mocogan", "v3gan", "navs"])
+@pytest.mark.parametrize("system", ["mocogan", "v3gan", "navs", "layered"])
 def test_shipped_records(system):
     records = shipped_study(system)
     assert records and json.dumps(records) and {"seconds", "hardware"} <= set(records[0])

@@ -704,6 +704,8 @@ def evaluation(
     named = classifier is not None and len(clips.label_names) > 0
     if named and getattr(config, "categories", 0) == len(clips.label_names):
         scores |= control_scores(model, classifier, n, rng)
+    if hasattr(model, "own_scores"):
+        scores |= model.own_scores(real)
     return {name: round(float(value), 4) for name, value in scores.items()}
 
 # %% ../nbs/71_command_line.ipynb #71040

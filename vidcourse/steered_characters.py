@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['LED', 'STANDS_BY', 'STAGE', 'NARROW', 'WIDE', 'cast', 'led_about', 'SteeredCharacters', 'drawn', 'steered_characters']
 
-# %% ../nbs/01_steered_characters.ipynb #01s005
+# %% ../nbs/01_steered_characters.ipynb #01sc005
 "One character that goes where it is led, another that stands by: every true next frame is known."
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from .data import Clips, from_array
 from .pixel_art import ACTIONS, FACES, Art, load_art
 from .sprites import Factors, Staging, characters, draw_factors, render, wardrobe
 
-# %% ../nbs/01_steered_characters.ipynb #01s008
+# %% ../nbs/01_steered_characters.ipynb #01sc008
 LED = tuple(range(6))  # bodies of those who can be led
 STANDS_BY = 6  # the green one
 STAGE = 96  # pixels of the art, along a side
@@ -36,7 +36,7 @@ def cast(n: int, seed: int, who: Int[np.ndarray, "k"] | None, **options) -> Fact
     start[other[0], other[1], 0] = np.clip(at[:, 0] + side * lots.integers(26, 40, n), 14, 82)
     return replace(factors, **green, start=start)
 
-# %% ../nbs/01_steered_characters.ipynb #01s010
+# %% ../nbs/01_steered_characters.ipynb #01sc010
 def led_about(
     factors: Factors, length: int, reach: int, rest: float, walk: float, seed: int
 ) -> Staging:
@@ -68,7 +68,7 @@ def led_about(
         poses[one[0], one[1], t], places[one[0], one[1], t] = pose, place
     return Staging(action, poses, places, np.zeros((n, length, 2), np.int64))
 
-# %% ../nbs/01_steered_characters.ipynb #01s012
+# %% ../nbs/01_steered_characters.ipynb #01sc012
 @dataclass(frozen=True)
 class SteeredCharacters:
     "Clips of led characters; `paths` (feet) and `shifts` in pixels of the frame, x right, y down."
