@@ -331,8 +331,8 @@ class FrameGenerator(nn.Module):
         high, wide = pictures.shape[2:]
         if high % (step := shrinkage(self.sizes)) or wide % step:
             raise ValueError(
-                f"frames of {high} x {wide} px; these networks halve a side to a {step}th, so "
-                f"give sides that divide by {step}"
+                f"frames of {high} x {wide} px; a code stands for {step} x {step} px, so give "
+                f"sides that divide by {step}"
             )
         return self.before(self.encoder(pictures))
 
