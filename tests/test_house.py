@@ -252,7 +252,7 @@ SYNONYMS = {
 }
 EVERYWHERE = {"size", "length", "frame_step", "width", "batch", "steps", "ema", "decay"}
 EVERYWHERE |= {"precision", "rate_generator", "betas", "weight_decay"}
-IN_GAMES = {"discriminator_width", "rate_discriminator", "r1"}
+IN_GAMES = {"discriminator_width", "rate_discriminator"}
 
 
 def fields(system) -> dict[str, object]:

@@ -12,8 +12,8 @@ from vidcourse.layered.vq import (
     Attention,
     Block,
     FrameGenerator,
+    FrameSizes,
     Quantiser,
-    Sizes,
     badly_served,
     nearest,
     patch_discriminator,
@@ -23,7 +23,7 @@ from vidcourse.layered.vq import (
 )
 from vidcourse.systems import count
 
-SMALL = Sizes(
+SMALL = FrameSizes(
     width=8, multipliers=(1, 2, 2), blocks=1, attention=(2,), groups=4, code_width=8, codes=16
 )
 
@@ -212,12 +212,12 @@ def test_a_step_on_another_device_asks_it_for_nothing(join):
     assert here.quantiser.usage.tolist() == there.quantiser.usage.tolist()
 
 
-# Sizes ----------------------------------------------------------------------------------------
+# FrameSizes -------------------------------------------------------------------------------------
 
 
 def test_released_sizes():
     with torch.device("meta"):
-        generator, judge = FrameGenerator(Sizes()), patch_discriminator(Sizes())
+        generator, judge = FrameGenerator(FrameSizes()), patch_discriminator(FrameSizes())
         z = generator.encode(torch.empty(1, 3, 256, 256))
         tennis = generator.encode(torch.empty(1, 3, 96, 256))
         opinions = judge(torch.empty(1, 3, 256, 256))
@@ -231,7 +231,7 @@ def test_released_sizes():
 
 
 def test_a_patch_is_seventy_pixels_wide():
-    judge = patch_discriminator(Sizes(discriminator_width=4)).eval()
+    judge = patch_discriminator(FrameSizes(discriminator_width=4)).eval()
     frames = torch.zeros(1, 3, 256, 256, requires_grad=True)
     judge(frames)[0, 0, 15, 15].backward()
     seen = frames.grad[0].abs().sum(0) > 0
@@ -241,7 +241,7 @@ def test_a_patch_is_seventy_pixels_wide():
 @pytest.mark.parametrize("change", [{}, dict(groups=0), dict(last_norm=False)])
 @pytest.mark.parametrize("even_start", [False, True])
 def test_networks_of_any_sizes(change, even_start):
-    sizes = Sizes(**{**vars(SMALL), "even_start": even_start, **change})
+    sizes = FrameSizes(**{**vars(SMALL), "even_start": even_start, **change})
     torch.manual_seed(0)
     generator = FrameGenerator(sizes)
     norms = [m for m in generator.modules() if isinstance(m, torch.nn.GroupNorm)]
@@ -256,7 +256,7 @@ def test_networks_of_any_sizes(change, even_start):
 
 def test_an_even_start_changes_nothing_in_blocks_and_keeps_sizes():
     torch.manual_seed(0)
-    sizes = Sizes(**{**vars(SMALL), "even_start": True})
+    sizes = FrameSizes(**{**vars(SMALL), "even_start": True})
     generator, x = FrameGenerator(sizes), numbers(4, 16, 8, 8)
     same = [
         part
@@ -279,7 +279,7 @@ def test_frames_that_do_not_divide_are_refused():
             generator(torch.zeros(1, 3, high, wide), torch.zeros(1, 1, high, wide))
     with pytest.raises(ValueError, match="'mean'; choose one of 'sum of quantised'"):
         FrameGenerator(SMALL, "mean")
-    assert shrinkage(SMALL) == 4 and shrinkage(Sizes()) == 16
+    assert shrinkage(SMALL) == 4 and shrinkage(FrameSizes()) == 16
 
 
 # The two joins --------------------------------------------------------------------------------

@@ -8,19 +8,21 @@ from vidcourse.layered.model import (
     Config,
     Layered,
     LayeredGenerator,
+    Sizes,
     Steering,
     first_frame,
     load_pretrained,
     networks,
     train,
 )
-from vidcourse.layered.vq import FrameGenerator, Quantiser, Sizes, patch_discriminator
+from vidcourse.layered.vq import FrameGenerator, FrameSizes, Quantiser, patch_discriminator
 
 __all__ = [
     "CONFIGS",
     "SYSTEM",
     "Config",
     "FrameGenerator",
+    "FrameSizes",
     "Layered",
     "LayeredGenerator",
     "MaskNetwork",

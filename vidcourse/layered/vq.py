@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['JOINS', 'nearest', 'perplexity', 'straight_through', 'badly_served', 'share_first', 'share_sum', 'Quantised',
-           'Quantiser', 'Sizes', 'shrinkage', 'normalise', 'Block', 'Attention', 'Downsample', 'Upsample', 'level',
+           'Quantiser', 'FrameSizes', 'shrinkage', 'normalise', 'Block', 'Attention', 'Downsample', 'Upsample', 'level',
            'middle', 'finish', 'encoder', 'decoder', 'start_evenly', 'Made', 'FrameGenerator', 'patch_discriminator']
 
 # %% ../../nbs/41_quantised_frames.ipynb #41005
@@ -139,8 +139,8 @@ JOINS = ("sum of quantised", "quantised sum")  # the released code's, the draft'
 
 
 @dataclass(frozen=True)
-class Sizes:
-    "Sizes of the frame generator and its discriminator; the defaults are the released code's."
+class FrameSizes:
+    "FrameSizes of the frame generator and its discriminator; the defaults are the released code's."
 
     width: int = 64  # channels at full size
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # a level each; each next has half the side
@@ -155,7 +155,7 @@ class Sizes:
     discriminator_stages: int = 3  # its halvings
 
 
-def shrinkage(sizes: Sizes) -> int:
+def shrinkage(sizes: FrameSizes) -> int:
     "How many pixels lie along a side of one code."
     return 2 ** (len(sizes.multipliers) - 1)
 
@@ -225,7 +225,7 @@ class Upsample(nn.Sequential):
         )
 
 # %% ../../nbs/41_quantised_frames.ipynb #41039
-def level(sizes: Sizes, k: int, before: int, blocks: int) -> list[nn.Module]:
+def level(sizes: FrameSizes, k: int, before: int, blocks: int) -> list[nn.Module]:
     "The blocks of one level, to its own width, each followed by attention where it belongs."
     after, layers = sizes.width * sizes.multipliers[k], []
     for i in range(blocks):
@@ -244,7 +244,7 @@ def middle(channels: int, groups: int) -> list[nn.Module]:
     ]
 
 
-def finish(sizes: Sizes, before: int, after: int) -> list[nn.Module]:
+def finish(sizes: FrameSizes, before: int, after: int) -> list[nn.Module]:
     "The last layers of encoder and decoder: normalise, swish, convolve."
     groups = sizes.groups if sizes.last_norm else 0
     return [
@@ -254,7 +254,7 @@ def finish(sizes: Sizes, before: int, after: int) -> list[nn.Module]:
     ]
 
 # %% ../../nbs/41_quantised_frames.ipynb #41040
-def encoder(sizes: Sizes) -> nn.Sequential:
+def encoder(sizes: FrameSizes) -> nn.Sequential:
     "Pictures (b 3 h w) to maps of vectors (b code_width h' w'); h' is h / `shrinkage(sizes)`."
     widths = [sizes.width * m for m in sizes.multipliers]
     layers, before = [nn.Conv2d(3, sizes.width, 3, padding=1)], sizes.width
@@ -268,7 +268,7 @@ def encoder(sizes: Sizes) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def decoder(sizes: Sizes) -> nn.Sequential:
+def decoder(sizes: FrameSizes) -> nn.Sequential:
     "Maps of vectors to pictures: the encoder's mirror image, with one more block a level."
     widths = [sizes.width * m for m in sizes.multipliers]
     before = widths[-1]
@@ -314,7 +314,7 @@ class FrameGenerator(nn.Module):
     `join` is one of JOINS; `options`: see `Quantiser`. ValueError for another join.
     """
 
-    def __init__(self, sizes: Sizes, join: str = JOINS[0], **options):
+    def __init__(self, sizes: FrameSizes, join: str = JOINS[0], **options):
         super().__init__()
         if join not in JOINS:
             raise ValueError(f"join is {join!r}; choose one of {', '.join(map(repr, JOINS))}")
@@ -352,7 +352,7 @@ class FrameGenerator(nn.Module):
         return Made(frames, 2 * made.loss, *made.indices.chunk(2))  # a mean over two layers
 
 # %% ../../nbs/41_quantised_frames.ipynb #41048
-def patch_discriminator(sizes: Sizes) -> nn.Sequential:
+def patch_discriminator(sizes: FrameSizes) -> nn.Sequential:
     """Frames (b 3 h w) to a map of logits (b 1 y x), each the opinion of one patch (PatchGAN).
 
     As released: 70 x 70 px a patch, 30 x 30 opinions of 256 px.
