@@ -214,6 +214,11 @@ def load_clips(data: str, config: Any, n: int = 2000, seed: int = 0, **files: An
     """
     from vidcourse.data import DRAWN, load
 
+    if data == "steered":
+        from vidcourse.steered import steered_shapes
+
+        length = config.length * getattr(config, "frame_step", 1)
+        return steered_shapes(n, length, config.size, seed).as_clips()
     if data in DRAWN:
         length = config.length * getattr(config, "frame_step", 1)
         return load(data, size=config.size, n=n, seed=seed, length=length)
@@ -811,7 +816,8 @@ def data(
 
         print(f"{name}: {fetch(name)}")
         return
-    print("shapes      drawn by the course, nothing to fetch")
+    for name in ("shapes", "steered"):
+        print(f"{name:<12}drawn by the course, nothing to fetch")
     for known, file in DATA_SETS.items():
         print(data_line(known, file))
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from .data import Clips, from_array
 from .shapes import EXTENT, SHAPES, ground, pick, stencil, uniform, vivid, wave
 
-# %% ../nbs/01_steered_shapes.ipynb #01w006
+# %% ../nbs/01_steered_shapes.ipynb #01w008
 CLUTTER = 3  # grey things that stand about
 
 
@@ -46,7 +46,7 @@ class Scenes:
         which = np.atleast_1d(np.arange(len(self))[which])
         return Scenes(self.size, *(getattr(self, f.name)[which] for f in fields(self)[1:]))
 
-# %% ../nbs/01_steered_shapes.ipynb #01w007
+# %% ../nbs/01_steered_shapes.ipynb #01w010
 def stripes(bits: np.random.Philox, n: int) -> tuple[np.ndarray, ...]:
     "Two colours (n 2 3) far apart in hue and brightness; a direction (n 2), period and phase (n)."
     hue = uniform(bits, 0, 1, n)
@@ -75,7 +75,7 @@ def draw_scenes(n: int, size: int, seed: int = 0) -> Scenes:
     )
     return Scenes(size, *object_, texture, *clutter)
 
-# %% ../nbs/01_steered_shapes.ipynb #01w008
+# %% ../nbs/01_steered_shapes.ipynb #01w012
 def behind(scenes: Scenes) -> UInt8[np.ndarray, "n h w 3"]:
     "What stands still: a muted textured backdrop, and grey shapes on it."
     size, textured = scenes.size, 2
@@ -91,7 +91,7 @@ def behind(scenes: Scenes) -> UInt8[np.ndarray, "n h w 3"]:
             page[:] = (cover * grey[i, k] + (255 - cover) * page + 127) // 255
     return pages.astype(np.uint8)
 
-# %% ../nbs/01_steered_shapes.ipynb #01w009
+# %% ../nbs/01_steered_shapes.ipynb #01w015
 def room(scenes: Scenes) -> Float[np.ndarray, "n"]:
     "How far from the frame's edges, in pixels, a centre must keep so that all of the object shows."
     return np.array(EXTENT)[scenes.shape] * scenes.radius * (scenes.size / 2)
@@ -125,7 +125,7 @@ def wander(
         path[:, t] = np.where(still[t] < rest, here, there)
     return np.round((path - 0.5) * 4096) / 4096
 
-# %% ../nbs/01_steered_shapes.ipynb #01w010
+# %% ../nbs/01_steered_shapes.ipynb #01w018
 def striped(
     scenes: Scenes, i: int, x: Float[np.ndarray, "k"], y: Float[np.ndarray, "k"]
 ) -> Int[np.ndarray, "k 3"]:
@@ -167,7 +167,7 @@ def paint_scenes(
         masks[i] = cover >= 128
     return clips, masks
 
-# %% ../nbs/01_steered_shapes.ipynb #01w011
+# %% ../nbs/01_steered_shapes.ipynb #01w023
 @dataclass(frozen=True)
 class SteeredData:
     "Clips of steered objects, and the whole truth about them; `shifts` and `paths` in pixels."
@@ -193,8 +193,9 @@ class SteeredData:
         )
 
     def as_clips(self) -> Clips:
-        "The frames to learn from, without labels; the truth lies beside them in `extra`."
-        return from_array(self.frames, extra={"masks": self.masks, "paths": self.paths})
+        "The frames to learn from, without labels; what the scenes are made of is in `extra`."
+        factors = {f.name: getattr(self.scenes, f.name) for f in fields(self.scenes)[1:]}
+        return from_array(self.frames, extra=factors)
 
 
 def steered_shapes(
