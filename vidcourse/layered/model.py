@@ -272,18 +272,17 @@ class LayeredGenerator(nn.Module):
         Steps are up to an eighth of the frame, and drawn towards the last one.
         """
         length, device = length or self.config.length, self.examples.device
-        known = to_float(self.examples.permute(0, 2, 3, 1)[:, None].cpu().numpy())[:, :, 0]
-        frames = known if first is None else first.cpu()
-        which = torch.randint(len(frames), (n,), generator=rng)
+        known = self.examples.float() / 127.5 - 1 if first is None else first.to(device)
+        which = torch.randint(len(known), (n,), generator=rng)
         steps = 2 * torch.rand(n, max(length - 1, 0), 2, generator=rng) - 1
         for t in range(1, steps.shape[1]):
             steps[:, t] = 0.6 * steps[:, t - 1] + 0.4 * steps[:, t]
-        some = frames[which].to(device)
+        some, steps = known[which.to(device)], steps.to(device)
         with torch.no_grad():
-            centre = centre_of(hard(self.mask(some))).cpu()
+            centre = centre_of(hard(self.mask(some)))
         if length > 1:
             steps = turned_back(centre, steps * self.config.size / 8, self.config.size)
-        return Steering(some, steps.to(device))
+        return Steering(some, steps)
 
 
 def networks(config: Sizes) -> dict[str, nn.Module]:
