@@ -233,11 +233,11 @@ def enlarged(frames, scale: int):
     return frames.repeat(scale, -3).repeat(scale, -2)
 
 
-def save_moving(name: str, clips, columns: int) -> None:
-    "Save uint8 clips (n t h w c) as a moving picture of the front page."
+def save_moving(name: str, clips, columns: int, side: int = 64) -> None:
+    "Save uint8 clips (n t h w c) as a moving picture of the front page, each `side` px or more."
     from vidcourse.video import apng, grid
 
-    scale = max(1, 64 // clips.shape[-2])
+    scale = max(1, side // clips.shape[-2])
     page = enlarged(grid(clips, columns), scale)
     (NBS / "images" / f"{name}.png").write_bytes(apng(page, 8))
 
@@ -281,7 +281,7 @@ def picture_characters() -> None:
 
 
 def picture_v3gan(name: str) -> None:
-    "Background, foreground, mask and composite of four clips, side by side."
+    "Background, foreground, mask and composite of four clips, a row each."
     import torch
 
     from vidcourse import v3gan
@@ -292,7 +292,7 @@ def picture_v3gan(name: str) -> None:
     still = layers.background.expand_as(layers.foreground)
     grey = (2 * layers.mask - 1).expand_as(layers.foreground)
     panes = torch.stack([still, layers.foreground, grey, layers.video], dim=1)
-    save_moving(f"v3gan_{name}", to_uint8(panes.flatten(0, 1).clamp(-1, 1)), 8)
+    save_moving(f"v3gan_{name}", to_uint8(panes.flatten(0, 1).clamp(-1, 1)), 4, side=128)
 
 
 def picture_navs() -> None:
@@ -327,6 +327,7 @@ def pictures() -> None:
     picture_mocogan("characters", 1)
     picture_characters()
     picture_v3gan("shapes")
+    picture_v3gan("characters")
     picture_navs()
     for path in sorted((NBS / "images").glob("*.png")):
         print(path.relative_to(ROOT), path.stat().st_size // 1024, "kB")
