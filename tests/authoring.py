@@ -316,6 +316,39 @@ def picture_navs() -> None:
     save_moving("navs_shapes", to_uint8(torch.cat([true, made]).clamp(-1, 1)), len(asked))
 
 
+def picture_layered() -> None:
+    "Above, true clips on a round path; below, first frames led along it. And people led by masks."
+    import numpy as np
+    import torch
+
+    from vidcourse import layered
+    from vidcourse.data import load
+    from vidcourse.layered.model import hard
+    from vidcourse.steered import paint_scenes, steered_shapes
+    from vidcourse.video import to_float, to_uint8
+
+    model = layered.load_pretrained("shapes", 0)
+    data = steered_shapes(32, 2, model.config.size, seed=3)[:6]
+    turn, middle = 2 * np.pi * np.arange(17) / 16, (model.config.size - 1) / 2
+    x, y = (data.paths[:, :1] - middle).transpose(2, 0, 1)  # each goes round the frame's middle
+    round_ = [x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)]
+    paths = middle + np.stack(round_, 2)
+    true, _ = paint_scenes(data.scenes, paths)
+    first = to_float(data.frames[:, :1])[:, :, 0]
+    led = model.rollout(first, torch.tensor(np.diff(paths, axis=1)).float())
+    clips = np.concatenate([true, to_uint8(led.clamp(-1, 1))])
+    save_moving("layered_shapes", clips, 6, side=128)
+    people, model = (
+        load("weizmann", size=64, progress=False),
+        layered.load_pretrained("weizmann"),
+    )
+    real = to_float(np.stack([people.clip(i)[:17:2] for i in (2, 10, 28, 35)]))
+    masks = torch.stack([hard(model.masks(real[:, :, t]))[:, 0] for t in range(9)], 1)
+    led = model.rollout(real[:, :, 0], masks[:, 1:])
+    rows = torch.cat([real, (2 * masks[:, None] - 1).expand_as(real), led])
+    save_moving("layered_weizmann", to_uint8(rows.clamp(-1, 1)) & 0xF8, 4, side=128)
+
+
 def pictures() -> None:
     "Redraw the pictures of the front page from the shipped weights and from the drawn clips."
     from vidcourse.shapes import moving_shapes
@@ -329,6 +362,7 @@ def pictures() -> None:
     picture_v3gan("shapes")
     picture_v3gan("characters")
     picture_navs()
+    picture_layered()
     for path in sorted((NBS / "images").glob("*.png")):
         print(path.relative_to(ROOT), path.stat().st_size // 1024, "kB")
 
