@@ -396,10 +396,10 @@ def load(
 ) -> Clips:
     """Clips by name ('shapes', 'drifting', 'sprites', 'weizmann', 'sky', 'coil') or path.
 
-    At `size` pixels. A path is a folder, a video or other clip, or an .npz (which `mmap` leaves in the file). `fps`
-    brings clips of a folder to one rate, `kind` overrules what they look like, `skip_broken` leaves
-    out what can't be read. `options` are for what is drawn: n, length, seed, and those of the
-    `draw_factors` of their world. FileNotFoundError and ValueError say what to do.
+    At `size` pixels. A path is a folder, a video or other clip, or an .npz (which `mmap` leaves in
+    the file). `fps` brings clips of a folder to one rate, `kind` overrules what they look like,
+    `skip_broken` leaves out what can't be read. `options` are for what is drawn: n, length, seed,
+    and those of the `draw_factors` of their world. FileNotFoundError and ValueError say what to do.
     """
     if what in DRAWN:
         return drawn(what, size=size, **options)

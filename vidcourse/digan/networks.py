@@ -299,7 +299,7 @@ class SpaceTimeFeatures(nn.Module):
         motion: Float[Tensor, "n m"],
         times: Float[Tensor, "n t"],
         where: Float[Tensor, "p 2"],
-    ) -> Float[Tensor, "n 2k t p"]:
+    ) -> Float[Tensor, "n f t p"]:
         "Sine and cosine of every wave at every time and place, in full precision."
         with torch.autocast(style.device.type, enabled=False):
             style = style.float()
@@ -330,7 +330,7 @@ class Block(nn.Module):
         self.rgb = ToRGB(self.outputs, config.style)
 
 
-def doubled(x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n c t 2h 2w"]:
+def doubled(x: Float[Tensor, "n c t h w"]) -> Float[Tensor, "n c t 2*h 2*w"]:
     "Every pixel becomes four."
     n, c, t, h, w = x.shape
     return (
@@ -420,7 +420,7 @@ class ConcatenatedGenerator(VideoGenerator):
         self.layers = nn.ModuleList(Linear(width, width) for _ in range(3))
         self.rgb = Linear(width, 3)
 
-    def encoded(self, along: Float[Tensor, "*p"]) -> Float[Tensor, "*p 2k"]:
+    def encoded(self, along: Float[Tensor, "*p"]) -> Float[Tensor, "*p f"]:
         "Sines and cosines of a coordinate, at frequencies from 1 down to exp(-5)."
         k = self.config.frequencies
         bands = torch.linspace(0, -5, k, device=along.device).exp()
