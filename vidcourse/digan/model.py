@@ -90,8 +90,9 @@ OURS = dict(
     flip=False,
     gap_leak=False,
     fakes="shared",
-    augment="translation",
-    r1=0.5,
+    augment="none",
+    r1=0.2,
+    rate_discriminator=1e-3,
     decay=True,
     ema=0.999,
 )
@@ -108,7 +109,7 @@ CONFIGS: dict[str, Config] = {
         frequencies=64,
         batch=32,
         steps=20_000,
-        **OURS,
+        **OURS | {"augment": "translation"},
     ),
     "gpu": Config(
         **LARGE,
@@ -117,7 +118,7 @@ CONFIGS: dict[str, Config] = {
         frequencies=64,
         batch=16,
         steps=8_000,
-        **OURS,
+        **OURS | {"augment": "translation"},
     ),
     "laptop": Config(
         **SMALL,
