@@ -26,7 +26,7 @@ import torch
 from vidcourse.course import choose_device, hardware
 from vidcourse.data import Clips, load
 
-SYSTEMS = ("mocogan", "v3gan", "navs", "layered")
+SYSTEMS = ("mocogan", "v3gan", "navs", "layered", "digan")
 # By their names on the command line: the course's name and its options
 DATA = {
     "black": ("shapes", {"backdrop": "black"}),

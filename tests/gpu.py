@@ -32,13 +32,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-SYSTEMS = ("mocogan", "v3gan", "navs", "layered")
+SYSTEMS = ("mocogan", "v3gan", "navs", "layered", "digan")
 # What the weights that ship are made from, by the names of benchmark_training.DATA
 SHOWCASE = {
     "mocogan": ("black", "weizmann", "characters"),
     "v3gan": ("textured", "scenes", "weizmann"),
     "navs": ("textured", "characters", "weizmann"),
     "layered": ("textured", "scenes", "weizmann"),
+    "digan": ("black", "scenes", "weizmann"),
 }
 LIMIT = 540  # seconds for a piece
 LEAST = 45  # seconds under which none is begun

@@ -24,12 +24,12 @@ SYSTEMS = sorted(path.parent.name for path in PACKAGE.glob("*/model.py"))
 
 FLOORS = (
     # the ground: what a clip is, drawing it, measuring it, a notebook's opening
-    {"shapes", "scenery", "video", "metrics", "course", "diagrams"},
+    {"shapes", "drifting", "scenery", "video", "metrics", "course", "diagrams"},
     # the world outside, the loop, measures with a network inside
     {"decoder", "readers", "sources", "files", "pixel_art", "sprites", "sprite_metrics"}
     | {"checkpoints", "updates", "training", "perceptual"},
     # clips; what training leaves; losses that games share; records of runs
-    {"data", "steered", "steered_characters", "systems", "adversarial", "study"},
+    {"data", "steered", "steered_characters", "systems", "adversarial", "augment", "study"},
     set(SYSTEMS),
     # the doors
     {"cli", "runner", "pages"},

@@ -21,7 +21,7 @@ from vidcourse import cli
 from vidcourse.data import load
 from vidcourse.perceptual import save_classifier, train_classifier
 
-SYSTEMS = ["mocogan", "v3gan", "navs", "layered"]
+SYSTEMS = ["mocogan", "v3gan", "navs", "layered", "digan"]
 
 here = pytest.mark.skipif(not pretend.available(), reason="torch has no devices in Python")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -290,11 +290,26 @@ def layered_results(system, rng) -> dict:
     }
 
 
+def digan_results(system, rng) -> dict:
+    from vidcourse.systems import crossed
+
+    net = system.networks["generator"]
+    codes = net.draw(2, 5, rng=rng, times=[-1.0, 0.0, 0.4, 4.0])
+    content, motion = crossed(codes.content, codes.motion)
+    both = type(codes)(content, motion, codes.times[:1].expand(4, -1))
+    return {
+        "times": system.decode(codes),
+        "crossed": system.decode(both),
+        "zoom": system.sample(2, rng=rng, size=32, window=(-2.0, -2.0, 2.0, 2.0)),
+    }
+
+
 RESULTS = {
     "mocogan": mocogan_results,
     "v3gan": v3gan_results,
     "navs": navs_results,
     "layered": layered_results,
+    "digan": digan_results,
 }
 
 

@@ -149,6 +149,7 @@ def test_every_system_samples(environment, tmp_path):
         "    print(name, tuple(clips.shape))"
     )
     assert shell(environment / "python", "-c", code, cwd=tmp_path).split("\n")[:-1] == [
+        "digan (2, 3, 8, 16, 16)",
         "layered (2, 3, 4, 16, 16)",
         "mocogan (2, 3, 16, 16, 16)",
         "navs (2, 3, 8, 16, 16)",

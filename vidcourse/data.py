@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from .course import DATA_SETS, data_file
+from .drifting import drifting_textures
 from .shapes import CONTENT, MOTION, moving_shapes
 from .sources import as_pair, bar, fields, fit, found, read_folder
 from .sprites import ACTIONS, walking_characters
@@ -361,13 +362,19 @@ class Clips:
 
 # %% ../nbs/01_real_clips.ipynb #01045
 # Worlds whose clips are drawn (the characters out of a file of pictures); all others are files.
-DRAWN = ("shapes", "sprites")
+DRAWN = ("shapes", "drifting", "sprites")
 FILES = {name: file for name, file in DATA_SETS.items() if name not in DRAWN}
 
 
 def drawn(what: str, n: int = 2000, size: int | None = None, **options) -> Clips:
-    "Clips of a world whose truth is known, 'shapes' or 'sprites'; labels are motions."
+    """Clips of a world whose truth is known, 'shapes', 'drifting' or 'sprites'.
+
+    Labels are motions; drifting textures have none, but a velocity each.
+    """
     size = 64 if size is None else size
+    if what == "drifting":
+        textures = drifting_textures(n, size=size, **options)
+        return from_array(textures.frames, extra={"velocity": textures.factors.velocity})
     if what == "sprites":
         characters = walking_characters(n, size=size, masks=False, **options)
         return from_array(characters.frames, characters.labels, ACTIONS, characters.fields())
@@ -387,18 +394,19 @@ def load(
     progress: bool = True,
     **options,
 ) -> Clips:
-    """Clips by name ('shapes', 'sprites', 'weizmann', 'sky', 'coil') or path, at `size` pixels.
+    """Clips by name ('shapes', 'drifting', 'sprites', 'weizmann', 'sky', 'coil') or path.
 
-    A path is a folder, a video or other clip, or an .npz (which `mmap` leaves in the file). `fps`
-    brings clips of a folder to one rate, `kind` overrules what they look like, `skip_broken` leaves
-    out what can't be read. `options` are for shapes and sprites: n, length, seed, and those of the
-    `draw_factors` of their world. FileNotFoundError and ValueError say what to do.
+    At `size` pixels. A path is a folder, a video or other clip, or an .npz (which `mmap` leaves in
+    the file). `fps` brings clips of a folder to one rate, `kind` overrules what they look like,
+    `skip_broken` leaves out what can't be read. `options` are for what is drawn: n, length, seed,
+    and those of the `draw_factors` of their world. FileNotFoundError and ValueError say what to do.
     """
     if what in DRAWN:
         return drawn(what, size=size, **options)
     if options:
         raise ValueError(
-            f"{', '.join(options)}: these options only go with load('shapes') and load('sprites')"
+            f"{', '.join(options)}: these options only go with clips that are drawn: "
+            f"{', '.join(DRAWN)}"
         )
     path = data_file(FILES[what]) if what in FILES else Path(what).expanduser()
     if not path.exists() and str(what) == path.name:
