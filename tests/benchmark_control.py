@@ -7,6 +7,7 @@ Printed beside it, from the same run: how many times as long as one frame of MoC
 
 import argparse
 import time
+from functools import partial
 
 import torch
 
@@ -17,7 +18,7 @@ from vidcourse.course import hardware
 def milliseconds(call, repeat: int) -> float:
     "Median over `repeat` calls, after five that don't count."
     spent = []
-    for k in range(repeat + 5):
+    for _ in range(repeat + 5):
         began = time.perf_counter()
         call()
         spent.append(time.perf_counter() - began)
@@ -37,7 +38,7 @@ def main() -> None:
     for name in ("shapes", "characters", "weizmann"):
         system = layered.load_pretrained(name)
         first, shift = system.sample(1, 1)[:, :, 0], torch.ones(1, 1, 2)
-        taken = milliseconds(lambda: system.rollout(first, shift), repeat)
+        taken = milliseconds(partial(system.rollout, first, shift), repeat)
         print(
             f"{name}, {system.config.size} px: {taken:.1f} ms a controlled frame, "
             f"{taken / reference:.1f} times the reference"
